@@ -1,0 +1,1 @@
+//! Scenarios run on every KVM in reach, and compared.

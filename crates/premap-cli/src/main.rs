@@ -1,0 +1,2 @@
+//! The premap command: run, doctor.
+fn main() {}

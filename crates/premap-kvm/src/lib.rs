@@ -1,0 +1,1 @@
+//! KVM as premap sees it: the ABI, traits whose methods are ioctls, probes and statistics.

@@ -1,0 +1,1 @@
+//! Concurrent second-stage page tables for hypervisors.

@@ -1,0 +1,1 @@
+//! Maps a virtual machine's memory before the guest touches it.

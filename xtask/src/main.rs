@@ -1,0 +1,2 @@
+//! The one entry for developers: test, lab, bench, docs.
+fn main() {}
