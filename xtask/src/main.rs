@@ -1,2 +1,33 @@
-//! The one entry for developers: test, lab, bench, docs.
-fn main() {}
+//! The one entry for developers: test and lab.
+
+mod lab;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer's tasks of premap", max_term_width = 100)]
+enum Task {
+    /// Run a command in a virtual machine whose kernel has KVM with nested paging
+    Lab(lab::Options),
+}
+
+fn main() -> ExitCode {
+    match Task::parse() {
+        Task::Lab(options) => lab::run_command(options),
+    }
+}
+
+/// Returns the root of the workspace.
+fn workspace() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_owned()
+}
+
+/// Returns the cargo that runs this program.
+fn cargo() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}

@@ -1,0 +1,233 @@
+//! A Debian cloud kernel and the modules that make it a KVM host.
+//!
+//! The kernel is chosen by name from the package index: the highest version of the wanted line that can be had. What
+//! was chosen is pinned under `target/lab/kernels/<line>`, and later runs use it without asking again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::apt::{Apt, Suites, fresh_directory};
+use super::{modules, note, version};
+
+const FLAVOUR: &str = "-cloud-amd64";
+
+/// A line of kernels to choose from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// The newest that Debian has.
+    Latest,
+    /// The newest of one release series, such as `6.12`.
+    Series(String),
+}
+
+impl std::str::FromStr for Line {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_series =
+            text.split('.').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
+        match text {
+            "latest" => Ok(Self::Latest),
+            _ if is_series => Ok(Self::Series(text.to_owned())),
+            _ => Err(format!("{text} is no kernel series; give one such as 6.12, or latest")),
+        }
+    }
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Latest => "latest",
+            Self::Series(series) => series,
+        })
+    }
+}
+
+impl Line {
+    fn takes(&self, release: &str) -> bool {
+        match self {
+            Self::Latest => true,
+            Self::Series(series) => {
+                release.strip_prefix(series).is_some_and(|rest| rest.starts_with(['.', '-', '+', '~']))
+            }
+        }
+    }
+}
+
+/// A kernel ready to boot.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    /// The release as `uname -r` will tell it.
+    pub(crate) release: String,
+    /// The bootable image.
+    pub(super) image: PathBuf,
+    /// Uncompressed modules, each after those it depends on.
+    pub(super) modules: Vec<PathBuf>,
+}
+
+impl Kernel {
+    /// Returns the pinned kernel of this line, if there is one.
+    pub(super) fn pinned(lab: &Path, line: &Line) -> Option<Self> {
+        let directory = directory(lab, line);
+        let release = fs::read_to_string(directory.join("release")).ok()?.trim().to_owned();
+        let mut modules: Vec<_> =
+            fs::read_dir(directory.join("modules")).ok()?.flatten().map(|entry| entry.path()).collect();
+        modules.sort();
+        Some(Self { release, image: directory.join("vmlinuz"), modules })
+    }
+
+    /// Chooses a kernel of this line, downloads and pins it.
+    pub(super) fn obtain(lab: &Path, apt: &Apt, line: &Line) -> Result<Self> {
+        let packages = apt.package_names(Suites::Kernels, "linux-")?;
+        let releases = releases(&packages, line);
+        if releases.is_empty() {
+            bail!(
+                "no {line} cloud kernel for amd64 in Debian's package lists; try --kernel latest, or a suite that has it"
+            );
+        }
+        let mut last = None;
+        // An index can name packages that the archive no longer has, so the next best ones get their turn.
+        for release in releases.iter().take(4) {
+            match unpack(lab, apt, line, release, &packages) {
+                Ok(()) => {
+                    note!("kernel {line} is {release}");
+                    return Self::pinned(lab, line).context("a kernel that was just unpacked is not there");
+                }
+                Err(error) => {
+                    note!("kernel {release} cannot be had: {error:#}");
+                    last = Some(error);
+                }
+            }
+        }
+        Err(last.context("no kernel was tried")?.context(format!("cannot obtain a {line} kernel")))
+    }
+}
+
+fn directory(lab: &Path, line: &Line) -> PathBuf {
+    lab.join("kernels").join(line.to_string())
+}
+
+/// Returns the releases of a line that have an image among the packages, highest first.
+fn releases(packages: &[String], line: &Line) -> Vec<String> {
+    let mut releases: Vec<_> = packages
+        .iter()
+        .filter_map(|package| {
+            let release =
+                package.strip_prefix("linux-image-").or_else(|| package.strip_prefix("linux-binary-"))?;
+            let release = release.strip_suffix("-unsigned").unwrap_or(release);
+            let bare = release.strip_suffix(FLAVOUR)?;
+            // Metapackages such as linux-image-6.12-cloud-amd64 name a series and no release.
+            let is_release =
+                bare.starts_with(|first: char| first.is_ascii_digit()) && bare.split('.').count() >= 3;
+            (is_release && line.takes(bare)).then(|| release.to_owned())
+        })
+        .collect();
+    releases.sort_by(|left, right| version::compare(right, left));
+    releases.dedup();
+    releases
+}
+
+/// Unpacks a release's packages and keeps the image and the modules.
+fn unpack(lab: &Path, apt: &Apt, line: &Line, release: &str, packages: &[String]) -> Result<()> {
+    let root = lab.join("kernel-packages");
+    fresh_directory(&root)?;
+    // Up to 6.19 one package has everything; later the image and the modules have packages of their own.
+    let candidates = [
+        "linux-image-R",
+        "linux-image-R-unsigned",
+        "linux-binary-R",
+        "linux-binary-R-unsigned",
+        "linux-modules-R",
+    ];
+    let mut found = (None, None);
+    for candidate in candidates.map(|pattern| pattern.replace('R', release)) {
+        if !packages.contains(&candidate) {
+            continue;
+        }
+        apt.unpack(Suites::Kernels, &candidate, &root)?;
+        found = (image(&root, release), module_tree(&root, release));
+        if found.0.is_some() && found.1.is_some() {
+            break;
+        }
+    }
+    let (Some(image), Some(tree)) = found else {
+        bail!("the packages of {release} have no kernel image or no kvm module");
+    };
+
+    let fresh = lab.join("kernel-new");
+    fresh_directory(&fresh)?;
+    fs::copy(image, fresh.join("vmlinuz"))?;
+    fs::create_dir(fresh.join("modules"))?;
+    for (at, (name, bytes)) in modules::with_dependencies(&tree, &["kvm-amd"])?.iter().enumerate() {
+        fs::write(fresh.join("modules").join(format!("{at:02}-{name}.ko")), bytes)?;
+    }
+    fs::write(fresh.join("release"), release)?;
+    let pinned = directory(lab, line);
+    if pinned.exists() {
+        fs::remove_dir_all(&pinned)?;
+    }
+    fs::create_dir_all(lab.join("kernels"))?;
+    // The last step is one rename, so that a pinned kernel is always whole.
+    fs::rename(fresh, pinned)?;
+    fs::remove_dir_all(root)?;
+    Ok(())
+}
+
+fn image(root: &Path, release: &str) -> Option<PathBuf> {
+    [
+        format!("boot/vmlinuz-{release}"),
+        format!("usr/lib/modules/{release}/vmlinuz"),
+        format!("lib/modules/{release}/vmlinuz"),
+    ]
+    .into_iter()
+    .map(|path| root.join(path))
+    .find(|path| path.is_file())
+}
+
+fn module_tree(root: &Path, release: &str) -> Option<PathBuf> {
+    ["usr/lib/modules", "lib/modules"]
+        .into_iter()
+        .map(|path| root.join(path).join(release))
+        .find(|path| path.join("kernel/arch/x86/kvm").is_dir())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(line: &str, packages: &[&str], expected: &[&str]) {
+        let packages: Vec<_> = packages.iter().map(|&package| package.to_owned()).collect();
+        assert_eq!(releases(&packages, &line.parse().unwrap()), expected, "{line}");
+    }
+
+    #[test]
+    fn the_highest_release_of_the_line_comes_first() {
+        let packages = [
+            "linux-image-6.12-cloud-amd64",
+            "linux-image-6.12.95+deb12-cloud-amd64",
+            "linux-image-6.12.117+deb12-cloud-amd64",
+            "linux-image-6.12.117+deb12-cloud-amd64-unsigned",
+            "linux-image-6.12.118+deb12-amd64",
+            "linux-image-6.1.0-47-cloud-amd64",
+            "linux-binary-7.3.4+deb13-cloud-amd64",
+            "linux-image-cloud-amd64",
+            "linux-image-cloud-amd64-dbg",
+        ];
+        check("6.12", &packages, &["6.12.117+deb12-cloud-amd64", "6.12.95+deb12-cloud-amd64"]);
+        check("6.1", &packages, &["6.1.0-47-cloud-amd64"]);
+        check("5.10", &packages, &[]);
+        let latest = releases(&packages.map(str::to_owned), &Line::Latest);
+        assert_eq!(latest[0], "7.3.4+deb13-cloud-amd64");
+    }
+
+    #[test]
+    fn a_line_is_a_series_or_latest() {
+        assert_eq!("latest".parse(), Ok(Line::Latest));
+        assert_eq!("6.12".parse(), Ok(Line::Series("6.12".to_owned())));
+        for wrong in ["", "newest", "6.", "6.x"] {
+            assert!(wrong.parse::<Line>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Kernel modules out of a package's tree: found by name, decompressed, with what they depend on.
+//!
+//! A package has no `modules.dep`, which is made when it is installed. Each module names its dependencies itself, in
+//! its `.modinfo` section, as `depends=a,b` between NULs; those that are built into the kernel aren't named.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+/// Returns the named modules and all they depend on, uncompressed, each after its dependencies.
+pub(super) fn with_dependencies(tree: &Path, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = Vec::new();
+    walk(&tree.join("kernel"), &mut files)?;
+    let mut loaded = Vec::new();
+    for name in names {
+        visit(&files, name, &mut loaded)?;
+    }
+    Ok(loaded)
+}
+
+fn visit(files: &[PathBuf], name: &str, loaded: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
+    if loaded.iter().any(|(known, _)| known == name) {
+        return Ok(());
+    }
+    let file = files
+        .iter()
+        .find(|file| module_name(file).is_some_and(|known| known == canonical(name)))
+        .with_context(|| format!("the kernel package has no module {name}"))?;
+    let bytes = decompress(file).with_context(|| format!("cannot decompress {}", file.display()))?;
+    for dependency in depends(&bytes) {
+        visit(files, &dependency, loaded)?;
+    }
+    loaded.push((name.to_owned(), bytes));
+    Ok(())
+}
+
+fn walk(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            walk(&path, files)?;
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Names are written with `-` or `_` for the same module.
+fn canonical(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+fn module_name(file: &Path) -> Option<String> {
+    let (name, extension) = file.file_name()?.to_str()?.split_once(".ko")?;
+    ["", ".xz", ".zst"].contains(&extension).then(|| canonical(name))
+}
+
+fn decompress(file: &Path) -> Result<Vec<u8>> {
+    let packed = fs::read(file)?;
+    let mut bytes = Vec::new();
+    match file.extension().and_then(|extension| extension.to_str()) {
+        Some("ko") => bytes = packed,
+        Some("xz") => {
+            lzma_rust2::XzReader::new(packed.as_slice(), true).read_to_end(&mut bytes)?;
+        }
+        Some("zst") => {
+            ruzstd::decoding::StreamingDecoder::new(packed.as_slice())?.read_to_end(&mut bytes)?;
+        }
+        _ => bail!("unknown compression"),
+    }
+    Ok(bytes)
+}
+
+/// Returns the names in a module's `depends=` entry.
+fn depends(module: &[u8]) -> Vec<String> {
+    const KEY: &[u8] = b"\0depends=";
+    let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else {
+        return Vec::new();
+    };
+    let value = module[at + KEY.len()..].split(|byte| *byte == 0).next().unwrap_or_default();
+    let text = String::from_utf8_lossy(value);
+    text.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependencies_are_read_from_the_module() {
+        let check = |module: &[u8], expected: &[&str]| assert_eq!(depends(module), expected);
+        check(b"ELF\0license=GPL\0depends=kvm,irqbypass\0retpoline=Y\0", &["kvm", "irqbypass"]);
+        check(b"ELF\0depends=\0name=kvm\0", &[]);
+        check(b"ELF", &[]);
+    }
+
+    #[test]
+    fn a_module_file_is_named_in_both_spellings_and_any_compression() {
+        let check = |file: &str, expected: Option<&str>| {
+            assert_eq!(module_name(Path::new(file)).as_deref(), expected)
+        };
+        check("a/kvm-amd.ko.xz", Some("kvm_amd"));
+        check("kvm.ko", Some("kvm"));
+        check("kvm.ko.zst", Some("kvm"));
+        check("kvm.ko.sig", None);
+        check("modules.order", None);
+    }
+}
