@@ -1,0 +1,133 @@
+//! What can go wrong with a small machine.
+
+use premap_address::{Gpa, GpaRange};
+use premap_kvm::Errno;
+
+use crate::backing::Backing;
+use crate::touch::Access;
+
+/// Why there is no memory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// The size makes no whole pages.
+    #[error("{bytes} bytes of {backing} memory: give a multiple of {page} bytes above 0")]
+    Size {
+        /// The size asked for.
+        bytes: u64,
+        /// Of what.
+        backing: Backing,
+        /// The size of its pages.
+        page: u64,
+    },
+    /// Too few hugetlb pages are free.
+    #[error(
+        "{needed} hugetlb pages of 2 MiB are needed, {free} are free; `sysctl vm.nr_hugepages={remedy}` adds them"
+    )]
+    HugetlbPool {
+        /// Pages free and not promised to others.
+        free: u64,
+        /// Pages needed.
+        needed: u64,
+        /// The pool's size that would do.
+        remedy: u64,
+    },
+    /// The operating system refused.
+    #[error("{what} failed: {errno}")]
+    Os {
+        /// The call.
+        what: &'static str,
+        /// Its errno.
+        errno: Errno,
+    },
+}
+
+/// Names the call that gave an errno.
+pub(crate) fn os(what: &'static str) -> impl FnOnce(Errno) -> MemoryError {
+    move |errno| MemoryError::Os { what, errno }
+}
+
+/// Why a guest did not come to its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuestError {
+    /// The guest touched what no memslot backs, or wrote a read-only one.
+    #[error(
+        "the guest's {access} at gpa {gpa} met no memory (KVM_EXIT_MMIO): no memslot, or a read-only one"
+    )]
+    Mmio {
+        /// Where.
+        gpa: Gpa,
+        /// How.
+        access: Access,
+    },
+    /// KVM could not get the page behind a touch.
+    #[error("the guest touched {bytes:#x} bytes at gpa {gpa} that KVM can't map (KVM_EXIT_MEMORY_FAULT)")]
+    MemoryFault {
+        /// Where.
+        gpa: Gpa,
+        /// How much.
+        bytes: u64,
+    },
+    /// The vCPU left the guest for a reason that the guest never gives.
+    #[error("the guest left for {reason}, where only KVM_EXIT_HLT was expected")]
+    Exit {
+        /// KVM's name of the reason, with what it carries.
+        reason: String,
+    },
+    /// The call that runs or prepares the guest failed.
+    #[error("{call} failed: {errno}")]
+    Call {
+        /// The call.
+        call: &'static str,
+        /// Its errno.
+        errno: Errno,
+    },
+    /// The guest's own page tables don't reach so far.
+    #[error("the guest reaches gpa 4 GiB to 512 GiB, not {0}")]
+    OutOfReach(GpaRange),
+}
+
+/// Why a machine can't be made or used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MachineError {
+    /// The device can't be opened.
+    #[error("opening {path} failed: {errno}")]
+    Open {
+        /// The device.
+        path: &'static str,
+        /// Its errno.
+        errno: Errno,
+    },
+    /// A call on the machine failed.
+    #[error("{call} failed: {errno}")]
+    Call {
+        /// The call.
+        call: &'static str,
+        /// Its errno.
+        errno: Errno,
+    },
+    /// There is no such slot.
+    #[error("the machine has no memslot {0}")]
+    NoSlot(u32),
+    /// The machine's own memory, or a slot's, can't be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A guest did not come to its end.
+    #[error("vCPU {vcpu}: {error}")]
+    Guest {
+        /// Whose.
+        vcpu: usize,
+        /// Why.
+        error: GuestError,
+    },
+    /// This kernel does not count what is asked for.
+    #[error("this KVM has no statistic {0}; Linux 5.14 or later has it")]
+    NoStatistic(&'static str),
+}
+
+/// Names the machine's call that gave an errno.
+pub(crate) fn call(call: &'static str) -> impl FnOnce(Errno) -> MachineError {
+    move |errno| MachineError::Call { call, errno }
+}

@@ -1,0 +1,150 @@
+//! Machines on `/dev/kvm`.
+//!
+//! The VM has a *control slot* at gpa 0 besides the machine's own slots: the guest's code and its page tables. Measured
+//! memory starts at 4 GiB, above KVM's own pages and the hole for devices.
+
+mod code;
+mod control;
+mod vcpu;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::{Kvm, VmFd};
+use premap_kvm::abi::{kvm_enable_cap, kvm_userspace_memory_region};
+use premap_kvm::{Errno, Stats};
+
+use crate::error::{MachineError, call};
+use crate::machine::Kernel;
+use control::Control;
+pub use vcpu::LinuxVcpu;
+
+const PATH: &str = "/dev/kvm";
+
+/// Where KVM keeps its own three pages for real mode on Intel CPUs without unrestricted guests.
+const TSS: usize = 0xfffb_d000;
+const IDENTITY_MAP: u64 = 0xfffb_c000;
+
+/// Linux's KVM, behind an open `/dev/kvm`.
+#[derive(Debug)]
+pub struct Linux {
+    kvm: Kvm,
+}
+
+impl Linux {
+    /// Opens `/dev/kvm`.
+    ///
+    /// # Errors
+    /// The errno of opening it.
+    pub fn open() -> Result<Self, MachineError> {
+        let kvm = Kvm::new().map_err(|error| MachineError::Open { path: PATH, errno: errno(error) })?;
+        Ok(Self { kvm })
+    }
+
+    /// What was opened, for questions that machines don't ask.
+    #[must_use]
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+}
+
+impl Kernel for Linux {
+    type Vm = LinuxVm;
+    type Vcpu = LinuxVcpu;
+
+    fn create_vm(&self) -> Result<LinuxVm, MachineError> {
+        let fd = loop {
+            match self.kvm.create_vm().map_err(errno) {
+                Err(Errno::INTR) => {}
+                made => break made.map_err(call("KVM_CREATE_VM"))?,
+            }
+        };
+        fd.set_identity_map_address(IDENTITY_MAP)
+            .map_err(errno)
+            .map_err(call("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(TSS).map_err(errno).map_err(call("KVM_SET_TSS_ADDR"))?;
+        let vm = LinuxVm { fd: Borrowable(fd), control: Arc::new(Control::new()?) };
+        vm.control.add_to(&vm)?;
+        Ok(vm)
+    }
+
+    fn create_vcpu(&self, vm: &LinuxVm, id: u32) -> Result<LinuxVcpu, MachineError> {
+        let fd = vm.fd.0.create_vcpu(id.into()).map_err(errno).map_err(call("KVM_CREATE_VCPU"))?;
+        let cpuid = self
+            .kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(errno)
+            .map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
+        fd.set_cpuid2(&cpuid).map_err(errno).map_err(call("KVM_SET_CPUID2"))?;
+        Ok(LinuxVcpu::new(fd, Arc::clone(&vm.control)))
+    }
+
+    fn release(&self) -> String {
+        rustix::system::uname().release().to_string_lossy().into_owned()
+    }
+}
+
+/// A VM on `/dev/kvm`.
+#[derive(Debug)]
+pub struct LinuxVm {
+    // Dropped in this order: the control slot's memory outlives the VM. The vCPUs, which keep the VM alive, hold it too.
+    fd: Borrowable<VmFd>,
+    control: Arc<Control>,
+}
+
+impl LinuxVm {
+    fn abi(&self) -> premap_kvm::linux::Vm<&Borrowable<VmFd>> {
+        premap_kvm::linux::Vm::new(&self.fd)
+    }
+}
+
+impl AsFd for LinuxVm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+// UNSAFETY: unsafe methods passed through, and a descriptor borrowed from its owner.
+#[expect(unsafe_code, reason = "the trait's methods are unsafe to call")]
+impl premap_kvm::Vm for LinuxVm {
+    fn check_extension(&self, capability: u32) -> premap_kvm::Result<u32> {
+        self.abi().check_extension(capability)
+    }
+
+    fn enable_cap(&self, cap: &kvm_enable_cap) -> premap_kvm::Result<()> {
+        self.abi().enable_cap(cap)
+    }
+
+    unsafe fn set_user_memory_region(&self, region: &kvm_userspace_memory_region) -> premap_kvm::Result<()> {
+        // SAFETY: the same contract.
+        unsafe { self.abi().set_user_memory_region(region) }
+    }
+
+    unsafe fn get_dirty_log(&self, slot: u32, bitmap: &mut [u64]) -> premap_kvm::Result<()> {
+        // SAFETY: the same contract.
+        unsafe { self.abi().get_dirty_log(slot, bitmap) }
+    }
+
+    fn stats(&self) -> premap_kvm::Result<Stats> {
+        self.abi().stats()
+    }
+}
+
+/// A descriptor's owner that, as kvm-ioctls' types do, only gives its number.
+#[derive(Debug)]
+struct Borrowable<T>(T);
+
+#[expect(unsafe_code, reason = "borrows the owner's descriptor")]
+impl<T: AsRawFd> AsFd for Borrowable<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the owner is borrowed for as long as what is given, so the descriptor stays open.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}
+
+/// The errno in kvm-ioctls' error.
+fn errno(error: kvm_ioctls::Error) -> Errno {
+    Errno::from_io_error(&io::Error::from_raw_os_error(error.errno())).unwrap_or(Errno::IO)
+}

@@ -1,0 +1,230 @@
+//! A machine: a VM, its vCPUs and its memory, the same on every kernel.
+
+use std::collections::BTreeMap;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use premap_address::GpaRange;
+use premap_kvm::{Stats, Vcpu, Vm};
+
+use crate::error::{GuestError, MachineError, call};
+use crate::slots::{Slot, SlotId, Slots};
+use crate::touch::{Slice, Touch};
+
+/// A KVM on which machines are made.
+pub trait Kernel {
+    /// Its virtual machines.
+    type Vm: Vm + Sync;
+    /// Their virtual CPUs.
+    type Vcpu: Guest + Send;
+
+    /// Makes a VM without memory.
+    ///
+    /// # Errors
+    /// What the kernel gives.
+    fn create_vm(&self) -> Result<Self::Vm, MachineError>;
+
+    /// Makes a vCPU that is ready to run a guest.
+    ///
+    /// # Errors
+    /// What the kernel gives.
+    fn create_vcpu(&self, vm: &Self::Vm, id: u32) -> Result<Self::Vcpu, MachineError>;
+
+    /// Which kernel this is: a release, or the profile that the software KVM follows.
+    fn release(&self) -> String;
+}
+
+/// A vCPU whose guest touches memory.
+pub trait Guest: Vcpu {
+    /// Gets the vCPU ready to run `slice`, so that [`run`](Self::run) is the guest's time alone.
+    ///
+    /// # Errors
+    /// A slice that the guest can't reach, or what the kernel gives.
+    fn prepare(&mut self, slice: &Slice) -> Result<(), GuestError>;
+
+    /// Runs what was prepared to its end, and gives the sum of all words read, modulo 2^64 (0 if it writes).
+    ///
+    /// # Errors
+    /// Where the guest leaves for another reason than its end.
+    fn run(&mut self) -> Result<u64, GuestError>;
+
+    /// Maps at the second stage what a guest that touches `range` is itself made of, code and page tables, as far as
+    /// this KVM can: then the faults of a run are those of the memory touched.
+    ///
+    /// # Errors
+    /// A range that the guest can't reach.
+    fn map_own_memory(&mut self, range: GpaRange) -> Result<(), GuestError>;
+}
+
+/// A VM, its vCPUs and its memory.
+#[derive(Debug)]
+pub struct Machine<K: Kernel> {
+    // Dropped in this order: the memory outlives the VM that was told of it.
+    vcpus: Vec<K::Vcpu>,
+    vm: K::Vm,
+    slots: BTreeMap<SlotId, Slot>,
+}
+
+/// A machine's parts, lent together.
+#[derive(Debug)]
+pub struct Lent<'a, K: Kernel> {
+    /// The VM.
+    pub vm: &'a K::Vm,
+    /// Its vCPUs.
+    pub vcpus: &'a mut [K::Vcpu],
+    /// Its slots.
+    pub slots: Slots<'a, K::Vm>,
+}
+
+/// What a touch cost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// From the first vCPU's entry to the last one's end.
+    pub elapsed: Duration,
+    /// Page faults that KVM took for the guest (`pf_taken`), over all vCPUs.
+    pub faults: u64,
+    /// Exits from the guest (`exits`), over all vCPUs.
+    pub exits: u64,
+    /// The sum of all words read, modulo 2^64.
+    pub sum: u64,
+}
+
+/// How many second-stage mappings of each size a VM has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MappedPages {
+    /// Of 4 KiB.
+    pub pages_4k: u64,
+    /// Of 2 MiB.
+    pub pages_2m: u64,
+    /// Of 1 GiB.
+    pub pages_1g: u64,
+}
+
+impl<K: Kernel> Machine<K> {
+    /// Makes a machine with so many vCPUs and no memory.
+    ///
+    /// # Errors
+    /// What the kernel gives.
+    pub fn new(kernel: &K, vcpus: u32) -> Result<Self, MachineError> {
+        let vm = kernel.create_vm()?;
+        let vcpus = (0..vcpus).map(|id| kernel.create_vcpu(&vm, id)).collect::<Result<_, _>>()?;
+        Ok(Self { vcpus, vm, slots: BTreeMap::new() })
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &K::Vm {
+        &self.vm
+    }
+
+    /// The slots, to add, change and remove.
+    pub fn slots(&mut self) -> Slots<'_, K::Vm> {
+        Slots::new(&self.vm, &mut self.slots)
+    }
+
+    /// A slot.
+    pub fn slot(&self, id: SlotId) -> Option<&Slot> {
+        self.slots.get(&id)
+    }
+
+    /// All parts at once, for an engine to work with.
+    pub fn lend(&mut self) -> Lent<'_, K> {
+        Lent { vm: &self.vm, vcpus: &mut self.vcpus, slots: Slots::new(&self.vm, &mut self.slots) }
+    }
+
+    /// Calls [`Guest::map_own_memory`] on the first vCPU.
+    ///
+    /// # Errors
+    /// A range that the guest can't reach.
+    pub fn map_own_memory(&mut self, range: GpaRange) -> Result<(), MachineError> {
+        let mapped = self.vcpus.first_mut().map_or(Ok(()), |vcpu| vcpu.map_own_memory(range));
+        mapped.map_err(|error| MachineError::Guest { vcpu: 0, error })
+    }
+
+    /// Touches the pages on all vCPUs at once, a slice each.
+    ///
+    /// # Errors
+    /// The first vCPU's error, if any; all have ended then.
+    ///
+    /// # Panics
+    /// If a vCPU's thread panicked.
+    pub fn touch(&mut self, touch: &Touch) -> Result<Run, MachineError> {
+        let slices: Vec<_> = touch.slices(self.vcpus.len()).collect();
+        let mut before = Vec::new();
+        for (index, (vcpu, slice)) in self.vcpus.iter_mut().zip(&slices).enumerate() {
+            vcpu.prepare(slice).map_err(|error| MachineError::Guest { vcpu: index, error })?;
+            before.push(Cost::of(vcpu)?);
+        }
+        let times = self.run_all(&slices);
+        let (mut first, mut last, mut sum) = (None, None, 0_u64);
+        for (vcpu, (start, end, result)) in times.into_iter().enumerate() {
+            sum = sum.wrapping_add(result.map_err(|error| MachineError::Guest { vcpu, error })?);
+            first = first.into_iter().chain([start]).min();
+            last = last.into_iter().chain([end]).max();
+        }
+        let (mut faults, mut exits) = (0, 0);
+        for (vcpu, before) in self.vcpus.iter().zip(before) {
+            let after = Cost::of(vcpu)?;
+            faults += after.faults - before.faults;
+            exits += after.exits - before.exits;
+        }
+        let elapsed = first.zip(last).map_or(Duration::ZERO, |(first, last)| last - first);
+        Ok(Run { elapsed, faults, exits, sum })
+    }
+
+    /// Runs each vCPU that has pages on a thread of its own, all released at once.
+    fn run_all(&mut self, slices: &[Slice]) -> Vec<(Instant, Instant, Result<u64, GuestError>)> {
+        let busy: Vec<_> = self
+            .vcpus
+            .iter_mut()
+            .zip(slices)
+            .filter(|(_, slice)| slice.pages > 0)
+            .map(|(vcpu, _)| vcpu)
+            .collect();
+        let barrier = &Barrier::new(busy.len());
+        thread::scope(|scope| {
+            let threads: Vec<_> = busy
+                .into_iter()
+                .map(|vcpu| {
+                    scope.spawn(move || {
+                        barrier.wait();
+                        let start = Instant::now();
+                        let result = vcpu.run();
+                        (start, Instant::now(), result)
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().expect("a vCPU's thread doesn't panic")).collect()
+        })
+    }
+
+    /// What the VM has mapped at the second stage.
+    ///
+    /// # Errors
+    /// A KVM without these statistics.
+    pub fn mapped(&self) -> Result<MappedPages, MachineError> {
+        let stats = self.vm.stats().map_err(call("KVM_GET_STATS_FD of the VM"))?;
+        Ok(MappedPages {
+            pages_4k: statistic(&stats, "pages_4k")?,
+            pages_2m: statistic(&stats, "pages_2m")?,
+            pages_1g: statistic(&stats, "pages_1g")?,
+        })
+    }
+}
+
+/// What KVM has counted for a vCPU so far.
+struct Cost {
+    faults: u64,
+    exits: u64,
+}
+
+impl Cost {
+    fn of(vcpu: &impl Vcpu) -> Result<Self, MachineError> {
+        let stats = vcpu.stats().map_err(call("KVM_GET_STATS_FD of a vCPU"))?;
+        Ok(Self { faults: statistic(&stats, "pf_taken")?, exits: statistic(&stats, "exits")? })
+    }
+}
+
+fn statistic(stats: &Stats, name: &'static str) -> Result<u64, MachineError> {
+    stats.get(name).ok_or(MachineError::NoStatistic(name))
+}
