@@ -113,6 +113,12 @@ impl GpaRange {
         (bytes > 0).then_some(Self { gpa: start, bytes })
     }
 
+    /// Both ranges as one, or `None` unless `next` starts where this one ends.
+    #[must_use]
+    pub fn join(self, next: Self) -> Option<Self> {
+        (self.end() == next.start()).then_some(Self { gpa: self.gpa, bytes: self.bytes + next.bytes })
+    }
+
     /// Cuts the range in two `bytes` after its start, or `None` if either part would be empty or unaligned.
     #[must_use]
     pub fn split_at(self, bytes: u64) -> Option<(Self, Self)> {
@@ -162,6 +168,7 @@ mod tests {
         assert_eq!(range.intersection(GpaRange::new(Gpa::new(0x5000), 0x1000)), None);
         let (head, tail) = range.split_at(0x1000).unwrap();
         assert_eq!((head.end(), head.bytes() + tail.bytes()), (tail.start(), range.bytes()));
+        assert_eq!((head.join(tail), tail.join(head)), (Some(range), None));
         assert_eq!(range.split_at(0x4000), None);
         assert_eq!(range.split_at(0x800), None);
     }

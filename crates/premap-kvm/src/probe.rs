@@ -50,7 +50,7 @@ impl fmt::Display for PreFault {
 }
 
 /// Asks `vm` for the capability and `vcpu` for the ioctl. Nothing is mapped and no state changes.
-pub fn pre_fault(vm: &impl Vm, vcpu: &mut impl Vcpu) -> PreFault {
+pub fn pre_fault(vm: &(impl Vm + ?Sized), vcpu: &mut impl Vcpu) -> PreFault {
     let capability = match vm.check_extension(KVM_CAP_PRE_FAULT_MEMORY) {
         Ok(value) => value != 0,
         Err(errno) => return PreFault::Failed(errno),

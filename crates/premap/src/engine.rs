@@ -1,0 +1,218 @@
+//! The engine: takes a plan and lent vCPUs, and gives a report.
+//!
+//! What a caller sets is here; `run` has the threads, and `pipeline` the way of the chunks between them.
+
+use std::ffi::c_int;
+use std::time::Duration;
+
+use premap_kvm::probe::{self, PreFault};
+use premap_kvm::{Vcpu, Vm};
+
+use crate::budget::{Budget, Stop};
+use crate::control::Control;
+use crate::interrupt::Interrupt;
+use crate::plan::Plan;
+use crate::report::{PageCounts, Report, Stage, Unsupported};
+use crate::run::{Run, Terms};
+
+/// How long a call may take before the watchdog interrupts it, unless the caller says otherwise.
+pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Which stages to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stages {
+    /// Host, then second: the only way that saves a writing guest its faults.
+    #[default]
+    Both,
+    /// Only make memory present on the host; needs no vCPU.
+    Host,
+    /// Only ask KVM. On fresh private memory this costs the guest two faults a page instead of one.
+    Second,
+}
+
+impl Stages {
+    pub(crate) const fn include(self, stage: Stage) -> bool {
+        !matches!((self, stage), (Self::Host, Stage::Second) | (Self::Second, Stage::Host))
+    }
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The plan's bytes.
+    pub asked: u64,
+    /// Bytes that have gone through the host stage, mapped or not.
+    pub host: u64,
+    /// Bytes that have gone through the second stage, mapped or not.
+    pub second: u64,
+    /// Since the run began.
+    pub elapsed: Duration,
+}
+
+/// Why a run could not begin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The second stage was asked for and no vCPU was lent.
+    #[error("the second stage needs at least one vCPU; lend one, or ask for Stages::Host")]
+    NoVcpu,
+    /// The signal that interrupts a stalled call has a handler of the program's own, or is ignored.
+    #[error("signal {0} has a handler already; give the engine a signal that the program does not use")]
+    SignalTaken(c_int),
+    /// There is no such signal, or it can't be handled.
+    #[error("signal {0} can't be handled; give the engine a real-time signal")]
+    BadSignal(c_int),
+    /// A worker thread could not be started.
+    #[error("can't start a worker thread: {0}")]
+    Spawn(#[source] std::io::Error),
+}
+
+type Callback<'a> = Box<dyn FnMut(&Progress) + 'a>;
+
+/// Runs plans. Made once, it can run any number of them.
+#[derive(Default)]
+pub struct Engine<'a> {
+    vm: Option<&'a dyn Vm>,
+    stages: Stages,
+    budget: Budget,
+    stop: Option<Stop>,
+    progress: Option<Callback<'a>>,
+    patience: Option<Duration>,
+    signal: Option<c_int>,
+    host_threads: Option<usize>,
+}
+
+impl std::fmt::Debug for Engine<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("stages", &self.stages)
+            .field("budget", &self.budget)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Engine<'a> {
+    /// Makes an engine that runs both stages, without limit.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Gives the engine the VM, so that it can say why pre-faulting is not supported, and count pages by size.
+    #[must_use]
+    pub fn vm(mut self, vm: &'a dyn Vm) -> Self {
+        self.vm = Some(vm);
+        self
+    }
+
+    /// Chooses the stages.
+    #[must_use]
+    pub fn stages(mut self, stages: Stages) -> Self {
+        self.stages = stages;
+        self
+    }
+
+    /// Limits each run.
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = budget;
+        self
+    }
+
+    /// Lets `stop` end the runs from any thread.
+    #[must_use]
+    pub fn stop(mut self, stop: &Stop) -> Self {
+        self.stop = Some(stop.clone());
+        self
+    }
+
+    /// Calls back with progress, on the calling thread, never more often than every 50 ms, and once at the end.
+    #[must_use]
+    pub fn progress(mut self, callback: impl FnMut(&Progress) + 'a) -> Self {
+        self.progress = Some(Box::new(callback));
+        self
+    }
+
+    /// How long a call may go without progress before it is given up; [`DEFAULT_PATIENCE`] unless set.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
+    }
+
+    /// Which signal interrupts a stalled call, instead of the last but one real-time signal.
+    #[must_use]
+    pub fn signal(mut self, signal: c_int) -> Self {
+        self.signal = Some(signal);
+        self
+    }
+
+    /// How many threads make memory present on the host; as many as vCPUs are lent, unless set.
+    #[must_use]
+    pub fn host_threads(mut self, threads: usize) -> Self {
+        self.host_threads = Some(threads);
+        self
+    }
+
+    /// Maps the plan's memory and tells what became of every byte.
+    ///
+    /// Safe to run twice: what is present stays so. Content is never changed.
+    ///
+    /// # Errors
+    /// Only where the run can't begin; what goes wrong in it is in the report.
+    ///
+    /// # Panics
+    /// Where a method of the caller's `Vcpu` panics.
+    pub fn run<V: Vcpu + Send>(&mut self, plan: &Plan, vcpus: &mut [V]) -> Result<Report, Error> {
+        let second = self.stages.include(Stage::Second);
+        let interrupt = match (second, vcpus.is_empty()) {
+            (true, true) => return Err(Error::NoVcpu),
+            (true, false) => Some(Interrupt::install(self.signal)?),
+            (false, _) => None,
+        };
+        let control = Control::new(self.stop.clone(), self.budget.deadline);
+        let mut unsupported = Unsupported::Unknown;
+        if second && let (Some(vm), Some(vcpu)) = (self.vm, vcpus.first_mut()) {
+            unsupported = probe(vm, vcpu, &control);
+        }
+        let vcpus = if second { vcpus } else { &mut [] };
+        let host_threads = match self.stages {
+            Stages::Second => 0,
+            Stages::Both | Stages::Host => self.host_threads.unwrap_or(vcpus.len()).max(1),
+        };
+        let run = Run::new(Terms {
+            stages: self.stages,
+            patience: self.patience.unwrap_or(DEFAULT_PATIENCE),
+            control: &control,
+            interrupt,
+            unsupported,
+            chunks: plan.chunks(),
+            bytes: self.budget.bytes,
+            host_threads,
+            vcpus: vcpus.len(),
+        });
+        let asked = plan.bytes();
+        let mut report = run.work(vcpus, |[host, second], elapsed| {
+            if let Some(callback) = &mut self.progress {
+                callback(&Progress { asked, host, second, elapsed });
+            }
+        })?;
+        report.asked = asked;
+        report.pages = self.vm.and_then(|vm| vm.stats().ok()).map(|stats| PageCounts::from_stats(&stats));
+        Ok(report)
+    }
+}
+
+/// Asks the VM what it can do, and tells what EOPNOTSUPP will mean if it comes all the same.
+fn probe(vm: &dyn Vm, vcpu: &mut impl Vcpu, control: &Control) -> Unsupported {
+    match probe::pre_fault(vm, vcpu) {
+        PreFault::Supported => return Unsupported::VcpuState,
+        PreFault::ShadowPaging => control.declare_unsupported(Unsupported::ShadowPaging),
+        PreFault::NotInKernel | PreFault::ForeignCapability => {
+            control.declare_unsupported(Unsupported::NotInKernel);
+        }
+        // The first call will tell.
+        _ => {}
+    }
+    Unsupported::Unknown
+}

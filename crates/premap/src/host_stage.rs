@@ -1,0 +1,168 @@
+//! The host stage: makes a chunk present in this process before KVM is asked to map it.
+//!
+//! One `MADV_POPULATE_WRITE` (or `_READ`) for the whole chunk. It changes no content, gives an errno where a touch would
+//! give SIGBUS or SIGSEGV, and says nothing of how far it got; so where it fails, halves are tried, down to the page, and
+//! only the pages that really can't be had are reported. A second pass over present pages costs next to nothing.
+// UNSAFETY: madvise on memory that is described by address only.
+#![expect(unsafe_code, reason = "madvise takes a raw pointer")]
+
+use std::time::Duration;
+
+use premap_address::GpaRange;
+use premap_kvm::Errno;
+use rustix::mm::{Advice, madvise};
+
+use crate::clock::Clock;
+use crate::control::Control;
+use crate::memory::Touch;
+use crate::patience::Patience;
+use crate::plan::Chunk;
+use crate::report::{Reason, Stage};
+use crate::tally::{Numbered, Tally};
+
+/// What the host stage made of a chunk; the ranges are in ascending order and together they are the chunk.
+#[derive(Debug, Default)]
+pub(crate) struct Populated {
+    pub(crate) present: Vec<GpaRange>,
+    pub(crate) absent: Vec<(GpaRange, Reason)>,
+}
+
+impl Populated {
+    fn add_present(&mut self, range: GpaRange) {
+        match self.present.last_mut().and_then(|last| Some((last.join(range)?, last))) {
+            Some((joined, last)) => *last = joined,
+            None => self.present.push(range),
+        }
+    }
+}
+
+/// Makes pages of this process present.
+pub(crate) struct HostStage<'a> {
+    pub(crate) control: &'a Control,
+    pub(crate) clock: &'a Clock,
+    pub(crate) patience: Duration,
+}
+
+impl HostStage<'_> {
+    /// Makes the chunk present as far as that can be, and gives what of it is, and what is not.
+    pub(crate) fn run(&self, Numbered { place, chunk }: Numbered, tally: &mut Tally) -> Populated {
+        let mut outcome = Populated::default();
+        let mut todo = vec![chunk];
+        while let Some(chunk) = todo.pop() {
+            match self.control.ended().map_or_else(|| self.populate(chunk, tally), Err) {
+                Ok(()) => {
+                    tally.mapped(Stage::Host, chunk.range.bytes());
+                    outcome.add_present(chunk.range);
+                }
+                Err(reason) => match (reason, chunk.halves()) {
+                    (Reason::Errno(_), Some((first, second))) => todo.extend([second, first]),
+                    _ => {
+                        tally.lost(place, Stage::Host, chunk.range, reason);
+                        outcome.absent.push((chunk.range, reason));
+                    }
+                },
+            }
+        }
+        outcome
+    }
+
+    fn populate(&self, chunk: Chunk, tally: &mut Tally) -> Result<(), Reason> {
+        let mut patience = Patience::new(self.patience);
+        loop {
+            tally.called(Stage::Host);
+            match self.clock.time(Stage::Host, || advise(chunk)) {
+                Ok(()) => return Ok(()),
+                Err(Errno::INTR) => self.control.ended().map_or(Ok(()), Err)?,
+                Err(Errno::AGAIN) => patience.back_off(self.control)?,
+                Err(errno) => return Err(Reason::Errno(errno)),
+            }
+        }
+    }
+}
+
+fn advise(chunk: Chunk) -> Result<(), Errno> {
+    let advice = match chunk.touch {
+        Touch::Read => Advice::LinuxPopulateRead,
+        Touch::Write => Advice::LinuxPopulateWrite,
+    };
+    let (Ok(host), Ok(len)) = (usize::try_from(chunk.host.raw()), usize::try_from(chunk.range.bytes()))
+    else {
+        return Err(Errno::INVAL);
+    };
+    // SAFETY: populating changes no content and unmaps nothing; it only makes present what the address space already
+    // maps there, and gives an errno for what it does not, so it is harmless whatever the address.
+    unsafe { madvise(std::ptr::with_exposed_provenance_mut(host), len, advice) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{Backing, Region};
+    use crate::plan::Plan;
+    use premap_address::{Gpa, Hva, PAGE_SIZE};
+    use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+
+    const PAGES: u64 = 16;
+
+    fn bytes(pages: u64) -> usize {
+        usize::try_from(pages * PAGE_SIZE).unwrap()
+    }
+
+    /// Populates 16 pages of which some were spoilt, and gives the pages that failed, each with its errno.
+    fn check(spoil: impl Fn(u64, *mut std::ffi::c_void), bad: &[u64], touch: Touch, expected: Errno) {
+        let len = bytes(PAGES);
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let base = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+        }
+        .unwrap();
+        for page in bad {
+            spoil(*page, base.wrapping_byte_add(bytes(*page)));
+        }
+        let range = GpaRange::new(Gpa::new(0), PAGES * PAGE_SIZE);
+        let host = Hva::new(base.expose_provenance() as u64);
+        let plan = Plan::new([Region { range, host, backing: Backing::Anonymous, touch }]).unwrap();
+        let (control, clock) = (Control::default(), Clock::new());
+        let stage = HostStage { control: &control, clock: &clock, patience: Duration::from_secs(1) };
+        let mut tally = Tally::default();
+        let chunk = plan.chunks().next().unwrap();
+        let populated = stage.run(Numbered { place: 0, chunk }, &mut tally);
+        let mut report = crate::Report { asked: plan.bytes(), ..Default::default() };
+        tally.write(&mut report);
+        let failed: Vec<_> = report
+            .unmapped
+            .iter()
+            .flat_map(|lost| (0..PAGES).filter(|page| lost.range.contains(Gpa::new(page * PAGE_SIZE))))
+            .collect();
+        assert_eq!(failed, bad);
+        assert!(report.unmapped.iter().all(|lost| lost.reason == Reason::Errno(expected)), "{report:?}");
+        assert_eq!(report.host.bytes(), plan.bytes());
+        assert_eq!(populated.present.iter().map(|range| range.bytes()).sum::<u64>(), report.host.mapped);
+        // SAFETY: the mapping is the test's own and nothing refers to it any more.
+        unsafe { munmap(base, len) }.unwrap();
+    }
+
+    fn unmap(_: u64, page: *mut std::ffi::c_void) {
+        // SAFETY: the page belongs to the test's own mapping, which nothing refers to.
+        unsafe { munmap(page, bytes(1)) }.unwrap();
+    }
+
+    fn protect(flags: MprotectFlags) -> impl Fn(u64, *mut std::ffi::c_void) {
+        // SAFETY: the page belongs to the test's own mapping, which nothing refers to.
+        move |_, page| unsafe { mprotect(page, bytes(1), flags) }.unwrap()
+    }
+
+    #[test]
+    fn only_pages_that_cannot_be_had_fail() {
+        check(unmap, &[], Touch::Write, Errno::NOMEM);
+        check(unmap, &[5], Touch::Write, Errno::NOMEM);
+        check(unmap, &[0, 7, 8, 15], Touch::Read, Errno::NOMEM);
+        check(protect(MprotectFlags::empty()), &[3, 4], Touch::Read, Errno::INVAL);
+    }
+
+    #[test]
+    fn read_only_memory_can_be_read_but_not_written() {
+        check(protect(MprotectFlags::READ), &[2], Touch::Write, Errno::INVAL);
+        check(protect(MprotectFlags::READ), &[], Touch::Read, Errno::INVAL);
+    }
+}

@@ -1,0 +1,151 @@
+//! The one way that chunks take: from the plan's front, through the host stage, to a vCPU.
+//!
+//! ```text
+//!   plan --take--> host workers --put--> ready (bounded, in order) --next--> vCPU workers
+//! ```
+//!
+//! Host workers run ahead of the vCPU workers by a bounded number of chunks, so that when a run ends early what one stage
+//! did is nearly what the other did.
+
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use premap_address::GpaRange;
+
+use crate::control::Control;
+use crate::engine::Stages;
+use crate::plan::Chunk;
+use crate::report::{Reason, Stage};
+use crate::tally::{Numbered, Tally};
+
+/// Chunks on their way from the plan to a vCPU.
+pub(crate) struct Pipeline<I> {
+    state: Mutex<State<I>>,
+    /// A chunk became ready, or none will any more.
+    readied: Condvar,
+    /// A chunk was taken out of the ready ones.
+    taken: Condvar,
+    /// How many chunks may be in host workers' hands or ready.
+    room: usize,
+}
+
+struct State<I> {
+    plan: I,
+    place: u64,
+    bytes_left: u64,
+    /// What the byte budget cut off; nothing is begun behind it.
+    cut: Option<Numbered>,
+    at_end: bool,
+    in_hand: usize,
+    ready: BTreeMap<u64, Vec<GpaRange>>,
+}
+
+impl<I: Iterator<Item = Chunk>> Pipeline<I> {
+    pub(crate) fn new(plan: I, bytes: Option<u64>, room: usize) -> Self {
+        let state = State {
+            plan,
+            place: 0,
+            bytes_left: bytes.unwrap_or(u64::MAX),
+            cut: None,
+            at_end: false,
+            in_hand: 0,
+            ready: BTreeMap::new(),
+        };
+        Self { state: Mutex::new(state), readied: Condvar::new(), taken: Condvar::new(), room }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<I>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next chunk of the plan, once there is room for it; `None` when the plan or the run is at its end.
+    pub(crate) fn take(&self, control: &Control) -> Option<Numbered> {
+        let mut state = self.lock();
+        loop {
+            if control.ended().is_some() {
+                return None;
+            }
+            if state.in_hand + state.ready.len() < self.room {
+                let chunk = state.next();
+                state.in_hand += usize::from(chunk.is_some());
+                if state.at_end {
+                    self.readied.notify_all();
+                }
+                return chunk;
+            }
+            state = self.taken.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Hands on what of a taken chunk may go to the second stage.
+    pub(crate) fn put(&self, place: u64, ranges: Vec<GpaRange>) {
+        let mut state = self.lock();
+        state.in_hand -= 1;
+        if !ranges.is_empty() {
+            state.ready.insert(place, ranges);
+        }
+        drop(state);
+        self.readied.notify_all();
+        self.taken.notify_all();
+    }
+
+    /// The first ready chunk; waits while one may yet come, and gives `None` when the plan or the run is at its end.
+    pub(crate) fn next(&self, control: &Control) -> Option<(u64, Vec<GpaRange>)> {
+        let mut state = self.lock();
+        loop {
+            if control.ended().is_some() {
+                return None;
+            }
+            if let Some(first) = state.ready.pop_first() {
+                drop(state);
+                self.taken.notify_all();
+                return Some(first);
+            }
+            if state.in_hand == 0 && state.at_end {
+                return None;
+            }
+            state = self.readied.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Wakes every waiting worker, to look whether the run has ended.
+    pub(crate) fn wake(&self) {
+        drop(self.lock());
+        self.readied.notify_all();
+        self.taken.notify_all();
+    }
+
+    /// Notes what no worker got to: what was ready for the second stage, and what was never begun.
+    pub(crate) fn lose_rest(self, control: &Control, stages: Stages, tally: &mut Tally) {
+        let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let why = control.ended().unwrap_or(Reason::Budget);
+        for (place, ranges) in std::mem::take(&mut state.ready) {
+            ranges.into_iter().for_each(|range| tally.lost(place, Stage::Second, range, why));
+        }
+        let cut = state.cut.take();
+        state.bytes_left = u64::MAX;
+        for Numbered { place, chunk } in cut.into_iter().chain(std::iter::from_fn(|| state.next())) {
+            for stage in [Stage::Host, Stage::Second] {
+                let why = if stages.include(stage) { why } else { Reason::NotAsked };
+                tally.lost(place, stage, chunk.range, why);
+            }
+        }
+    }
+}
+
+impl<I: Iterator<Item = Chunk>> State<I> {
+    fn next(&mut self) -> Option<Numbered> {
+        let chunk = if self.cut.is_some() { None } else { self.plan.next() };
+        let Some(chunk) = chunk else {
+            self.at_end = true;
+            return None;
+        };
+        let place = self.place;
+        self.place += 1;
+        let (head, tail) = chunk.limit(self.bytes_left);
+        self.cut = tail.map(|chunk| Numbered { place, chunk });
+        self.at_end |= head.is_none();
+        self.bytes_left -= head.map_or(0, |head| head.range.bytes());
+        head.map(|chunk| Numbered { place, chunk })
+    }
+}

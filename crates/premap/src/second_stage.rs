@@ -1,0 +1,140 @@
+//! The second stage: asks KVM to map a chunk that the host stage has made present.
+//!
+//! The call advances its range as it goes and swallows errors after progress, so it is repeated until the range is done,
+//! and an error always speaks of the range's first page. What each errno means here:
+//!
+//! | errno | what is done |
+//! |---|---|
+//! | EINTR | again, unless the run ended or the watchdog's time passed without progress: abandoned |
+//! | EAGAIN | again after a pause that grows, until the watchdog's time has passed: abandoned |
+//! | ENOENT | no memslot holds the page: skipped, on with the next |
+//! | EFAULT, EHWPOISON | the page failed, on with the next |
+//! | EOPNOTSUPP, ENOTTY | no second stage on this VM: skipped, now and for the rest of the run |
+//! | EIO | the VM is dead: the run ends |
+//! | EINVAL, ENOMEM, ENOSPC, others | the rest of the chunk failed |
+
+use std::time::Duration;
+
+use premap_address::{Gpa, GpaRange, PAGE_SIZE};
+use premap_kvm::abi::kvm_pre_fault_memory;
+use premap_kvm::{Errno, Vcpu};
+
+use crate::clock::Clock;
+use crate::control::Control;
+use crate::patience::Patience;
+use crate::report::{Reason, Stage, Unsupported};
+use crate::tally::Tally;
+use crate::watchdog::Watched;
+
+/// Maps ranges through one lent vCPU.
+pub(crate) struct SecondStage<'a, V> {
+    pub(crate) vcpu: &'a mut V,
+    pub(crate) control: &'a Control,
+    pub(crate) clock: &'a Clock,
+    pub(crate) watched: Watched<'a>,
+    pub(crate) patience: Duration,
+    /// What EOPNOTSUPP means here, as far as the probe could tell.
+    pub(crate) unsupported: Unsupported,
+    /// Whether the last call stalled. A vCPU that stalls twice in a row will not recover: its root is stale.
+    pub(crate) stalled: bool,
+}
+
+/// What to do about a page that was refused.
+enum Refusal {
+    /// Lose this page for the reason and go on behind it.
+    Page(Reason),
+    /// Lose the rest of the range for the reason.
+    Rest(Reason),
+    /// Try again.
+    Again,
+}
+
+impl<V: Vcpu> SecondStage<'_, V> {
+    /// Maps the range as far as that can be. Gives whether this vCPU is worth another range.
+    pub(crate) fn run(&mut self, place: u64, range: GpaRange, tally: &mut Tally) -> Usable {
+        let mut rest = Some(range);
+        let mut patience = Patience::new(self.patience);
+        while let Some(left) = rest {
+            if let Some(why) = self.control.ended().or(self.control.unsupported().map(Reason::Unsupported)) {
+                tally.lost(place, Stage::Second, left, why);
+                break;
+            }
+            let (done, result) = self.call(left, tally);
+            if done > 0 {
+                tally.mapped(Stage::Second, done);
+                patience.progress();
+                self.stalled = false;
+                rest = after(left, done);
+                continue;
+            }
+            // A success without progress is none; it is paced like EAGAIN.
+            match self.judge(result.err().unwrap_or(Errno::AGAIN), &mut patience) {
+                Refusal::Again => {}
+                Refusal::Page(reason) => {
+                    let page = GpaRange::new(left.start(), PAGE_SIZE);
+                    tally.lost(place, Stage::Second, page, reason);
+                    patience.progress();
+                    rest = after(left, PAGE_SIZE);
+                }
+                Refusal::Rest(reason) => {
+                    tally.lost(place, Stage::Second, left, reason);
+                    if reason == Reason::NoProgress && std::mem::replace(&mut self.stalled, true) {
+                        return Usable::No;
+                    }
+                    break;
+                }
+            }
+        }
+        Usable::Yes
+    }
+
+    /// One call: how many bytes of `range` it did, and what it said.
+    fn call(&mut self, range: GpaRange, tally: &mut Tally) -> (u64, premap_kvm::Result<()>) {
+        let mut arg =
+            kvm_pre_fault_memory { gpa: range.start().raw(), size: range.bytes(), ..Default::default() };
+        tally.called(Stage::Second);
+        let Self { vcpu, clock, watched, .. } = self;
+        let result = watched.during(|| clock.time(Stage::Second, || vcpu.pre_fault_memory(&mut arg)));
+        // A large mapping may reach beyond what was asked: only what was asked counts.
+        let done = Gpa::new(arg.gpa).checked_offset_from(range.start()).unwrap_or(0);
+        (done.min(range.bytes()), result)
+    }
+
+    fn judge(&self, errno: Errno, patience: &mut Patience) -> Refusal {
+        let why = match errno {
+            Errno::INTR if patience.is_over() => Reason::NoProgress,
+            Errno::INTR => return Refusal::Again,
+            Errno::AGAIN => match patience.back_off(self.control) {
+                Ok(()) => return Refusal::Again,
+                Err(why) => why,
+            },
+            Errno::NOENT => return Refusal::Page(Reason::NoMemslot),
+            Errno::FAULT | Errno::HWPOISON => return Refusal::Page(Reason::Errno(errno)),
+            Errno::OPNOTSUPP => {
+                self.control.declare_unsupported(self.unsupported);
+                Reason::Unsupported(self.unsupported)
+            }
+            Errno::NOTTY => {
+                self.control.declare_unsupported(Unsupported::NotInKernel);
+                Reason::Unsupported(Unsupported::NotInKernel)
+            }
+            Errno::IO => {
+                self.control.declare_dead();
+                Reason::VmDead
+            }
+            _ => Reason::Errno(errno),
+        };
+        Refusal::Rest(why)
+    }
+}
+
+/// Whether a vCPU can go on pre-faulting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Usable {
+    Yes,
+    No,
+}
+
+fn after(range: GpaRange, done: u64) -> Option<GpaRange> {
+    range.split_at(done).map(|(_, rest)| rest)
+}

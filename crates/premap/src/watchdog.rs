@@ -1,0 +1,63 @@
+//! Watches pre-fault calls from outside and interrupts those that take too long.
+//!
+//! Linux 6.11 to 6.17 can spin inside the call until a signal comes: on a vCPU whose page-table root went stale, and on a
+//! memslot that is being deleted. A call that takes longer than the watchdog's time, or that goes on after the run has
+//! ended, is sent a signal again and again until it returns. One that was only slow returns with what it has done and is
+//! simply called again.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::interrupt::{Interrupt, Seat, Seated};
+
+/// No call is under way.
+const IDLE: u64 = u64::MAX;
+
+/// The watchdog's view of one worker.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    seat: Seat,
+    /// When the call under way began, in nanoseconds since the run began, or [`IDLE`].
+    since: AtomicU64,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self { seat: Seat::default(), since: AtomicU64::new(IDLE) }
+    }
+}
+
+impl Worker {
+    /// Watches the calling thread.
+    pub(crate) fn watch(&self, begin: Instant, interrupt: Option<Interrupt>) -> Watched<'_> {
+        Watched { worker: self, begin, _seated: interrupt.map(|interrupt| self.seat.sit(interrupt)) }
+    }
+
+    /// Interrupts the worker if its call began more than `limit` ago.
+    pub(crate) fn interrupt_after(&self, limit: Duration, begin: Instant, interrupt: Interrupt) {
+        // Relaxed: a call that ends or begins meanwhile takes a signal that does nothing.
+        let since = self.since.load(Ordering::Relaxed);
+        if since != IDLE && begin.elapsed() >= Duration::from_nanos(since).saturating_add(limit) {
+            self.seat.interrupt(interrupt);
+        }
+    }
+}
+
+/// A worker's own side: tells the watchdog when calls begin and end.
+#[derive(Debug)]
+pub(crate) struct Watched<'a> {
+    worker: &'a Worker,
+    begin: Instant,
+    _seated: Option<Seated<'a>>,
+}
+
+impl Watched<'_> {
+    /// Runs `call` under the watchdog's eye.
+    pub(crate) fn during<T>(&self, call: impl FnOnce() -> T) -> T {
+        let now = u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(IDLE - 1);
+        self.worker.since.store(now, Ordering::Relaxed);
+        let value = call();
+        self.worker.since.store(IDLE, Ordering::Relaxed);
+        value
+    }
+}
