@@ -20,6 +20,9 @@ use crate::touch::{Access, Slice, WORD};
 
 std::arch::global_asm!(
     ".pushsection .rodata.premap_guest, \"a\", @progbits",
+    // Seen by the crate's other object files, and by nobody outside the program.
+    ".globl premap_guest_start, premap_guest_end",
+    ".hidden premap_guest_start, premap_guest_end",
     "premap_guest_start:",
     "2:  cmp rbx, rsi",
     "    jae 4f",
