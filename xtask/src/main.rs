@@ -1,6 +1,9 @@
 //! The one entry for developers: test and lab.
 
+mod acceptance;
 mod lab;
+mod suite;
+mod test;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,11 +16,14 @@ use clap::Parser;
 enum Task {
     /// Run a command in a virtual machine whose kernel has KVM with nested paging
     Lab(lab::Options),
+    /// Run every check: formatting, lints, docs, tests on this machine and in the lab
+    Test(test::Options),
 }
 
 fn main() -> ExitCode {
     match Task::parse() {
         Task::Lab(options) => lab::run_command(options),
+        Task::Test(options) => test::run(&options),
     }
 }
 

@@ -19,8 +19,8 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ use anyhow::{Context, Result};
 use super::console;
 use super::initramfs::{self, GuestFile};
 use super::kernel::Kernel;
+use super::machine::{self, Machine};
 use super::stream::Stream;
 use super::{Lab, note};
 
@@ -36,20 +37,6 @@ use super::{Lab, note};
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// How often output is looked for.
 const POLL: Duration = Duration::from_millis(20);
-
-/// The emulated machine.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Machine {
-    /// Guest memory, as QEMU takes it
-    #[arg(long, value_name = "SIZE", default_value = "2G")]
-    pub(crate) memory: String,
-    /// Emulated processors
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    pub(crate) cpus: u32,
-    /// Huge pages of 2 MiB to set aside
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub(crate) hugepages: u32,
-}
 
 /// A command to run in the guest.
 #[derive(Clone, Debug)]
@@ -124,9 +111,9 @@ impl Boot {
         }
 
         note!("booting Linux {}", kernel.release);
-        let mut command = with_parent(&lab.qemu.command());
+        let mut command = machine::with_parent(&lab.qemu.command());
         command
-            .args(arguments(machine, lab.qemu.accelerator(), &kernel.image, &directory))
+            .args(machine::arguments(machine, lab.qemu.accelerator(), &kernel.image, &directory))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(directory.join("qemu"))?);
@@ -239,51 +226,6 @@ impl Drop for Boot {
         let _ = fs::rename(self.directory.join("console"), &self.console);
         let _ = fs::remove_dir_all(&self.directory);
     }
-}
-
-fn arguments(machine: &Machine, accelerator: &str, image: &Path, directory: &Path) -> Vec<String> {
-    let file = |name: &str| directory.join(name).display().to_string();
-    // QEMU's option syntax takes a doubled comma for one.
-    let option_file = |name: &str| file(name).replace(',', ",,");
-    let kernel_arguments = format!(
-        "console=ttyS0 quiet panic=-1 oops=panic mitigations=off hugepages={} rdinit=/init",
-        machine.hugepages
-    );
-    let mut arguments: Vec<String> =
-        ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35"]
-            .map(str::to_owned)
-            .into();
-    let mut pair = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-    pair("-accel", accelerator.to_owned());
-    pair("-cpu", "EPYC,+svm,+npt,+smep".to_owned());
-    pair("-m", machine.memory.clone());
-    pair("-smp", machine.cpus.to_string());
-    pair("-kernel", image.display().to_string());
-    pair("-initrd", file("initramfs"));
-    pair("-append", kernel_arguments);
-    pair("-serial", format!("file:{}", file("console")));
-    pair("-device", "virtio-serial-pci".to_owned());
-    pair("-chardev", "stdio,id=control,signal=off".to_owned());
-    pair("-chardev", format!("file,id=stdout,path={}", option_file("stdout")));
-    pair("-chardev", format!("file,id=stderr,path={}", option_file("stderr")));
-    for (number, name) in ["control", "stdout", "stderr"].iter().enumerate() {
-        pair("-device", format!("virtserialport,nr={},chardev={name},name={name}", number + 1));
-    }
-    arguments
-}
-
-/// Wraps a command so that it is killed when this process ends in whatever way, where util-linux has the means.
-fn with_parent(command: &Command) -> Command {
-    if !Path::new("/usr/bin/setpriv").exists() {
-        let mut plain = Command::new(command.get_program());
-        plain.args(command.get_args());
-        plain.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        return plain;
-    }
-    let mut wrapped = Command::new("/usr/bin/setpriv");
-    wrapped.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
-    wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    wrapped
 }
 
 /// Draws the token of a boot.

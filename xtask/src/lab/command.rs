@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::boot::{Boot, Broken, Job, Machine};
+use super::boot::{Boot, Broken, Job};
 use super::initramfs::GuestFile;
 use super::kernel::Line;
+use super::machine::Machine;
 use super::{Lab, binaries, note};
 
 /// The exit code when the guest did not come up or the command did not end in time, as timeout(1) has it.

@@ -20,8 +20,9 @@ pub(crate) mod boot;
 mod command;
 mod console;
 mod cpio;
-mod initramfs;
+pub(crate) mod initramfs;
 pub(crate) mod kernel;
+pub(crate) mod machine;
 mod modules;
 mod qemu;
 mod sources;
@@ -36,7 +37,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
-pub(crate) use command::{Options, run_command};
+pub(crate) use command::{Options, environment, run_command};
 
 use apt::{Apt, Suites};
 use kernel::{Kernel, Line};

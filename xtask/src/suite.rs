@@ -1,0 +1,123 @@
+//! The lab suite: the workspace's tests that need a kernel, and the acceptance cases, on each kernel.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::acceptance::{self, ATTEMPTS, Case, Kind, Run};
+use crate::lab::boot::{Boot, Job};
+use crate::lab::initramfs::GuestFile;
+use crate::lab::kernel::Line;
+use crate::lab::machine::Machine;
+use crate::lab::{Lab, binaries, environment};
+
+/// The packages whose tests run in the lab as well as on the host.
+const PACKAGES: &[&str] = &["conformance"];
+const TEST_LIMIT: Duration = Duration::from_secs(900);
+const CASE_LIMIT: Duration = Duration::from_secs(300);
+
+/// Runs the suite on each kernel, and fails at the first kernel on which something does.
+///
+/// # Errors
+///
+/// What fell short, or why the lab can't run where `PREMAP_REQUIRE_LAB=1` demands it.
+pub(crate) fn run(lines: &[Line]) -> Result<()> {
+    let required = std::env::var_os("PREMAP_REQUIRE_LAB").is_some_and(|value| value == "1");
+    let lab = match Lab::prepare(lines) {
+        Ok(lab) => lab,
+        Err(error) if required => {
+            return Err(error.context("the lab cannot run, and PREMAP_REQUIRE_LAB=1 demands it"));
+        }
+        Err(error) => {
+            println!("skipped: the lab cannot run here: {error:#}");
+            return Ok(());
+        }
+    };
+    let premap = binaries::premap(&lab.directory)?;
+    let tests = binaries::tests(&lab.directory, PACKAGES)?;
+    let mut files = tests.clone();
+    files.push(premap);
+
+    let machine = Machine::default();
+    for kernel in &lab.kernels {
+        println!("\n-- Linux {}", kernel.release);
+        let mut boot = Boot::start(&lab, kernel, &machine, &files)?;
+        for test in &tests {
+            run_test(&mut boot, test)?;
+        }
+        let mut failed = 0;
+        for case in acceptance::cases() {
+            failed += run_case(&mut boot, &case)?;
+        }
+        if failed > 0 {
+            bail!("{failed} of premap's acceptance checks failed on Linux {}", kernel.release);
+        }
+    }
+    Ok(())
+}
+
+fn run_test(boot: &mut Boot, test: &GuestFile) -> Result<()> {
+    println!("tests of {}", test.name);
+    let job = job(vec![test.name.clone()], TEST_LIMIT);
+    let code = boot.run(&job, &mut io::stdout().lock(), &mut io::stderr().lock())?;
+    if code != 0 {
+        bail!("the tests of {} ended with {code} in the lab", test.name);
+    }
+    Ok(())
+}
+
+/// Runs a case, again if only times fell short, and returns how many expectations failed.
+fn run_case(boot: &mut Boot, case: &Case) -> Result<usize> {
+    println!("acceptance: {}", case.name);
+    let mut attempt = 1;
+    loop {
+        let mut runs = Vec::new();
+        for command in &case.commands {
+            runs.push(run_premap(boot, command)?);
+        }
+        let (mut slow, mut wrong) = (0, 0);
+        for expectation in case.expectations {
+            let (word, figures) = match (expectation.judge(&runs), expectation.kind) {
+                (Ok(figures), _) => ("ok", figures),
+                (Err(figures), Kind::Time) => {
+                    slow += 1;
+                    ("SLOW", figures)
+                }
+                (Err(figures), Kind::Count) => {
+                    wrong += 1;
+                    ("FAILED", figures)
+                }
+            };
+            println!("  {word:6} {} ({figures})", expectation.what);
+        }
+        if wrong > 0 || slow == 0 || attempt == ATTEMPTS {
+            return Ok(wrong + slow);
+        }
+        attempt += 1;
+        println!("  times fell short: measuring again, attempt {attempt} of {ATTEMPTS}");
+    }
+}
+
+fn run_premap(boot: &mut Boot, arguments: &[String]) -> Result<Run> {
+    let mut argv = vec!["premap".to_owned()];
+    argv.extend_from_slice(arguments);
+    let text = argv.join(" ");
+    let mut output = Vec::new();
+    let code = boot.run(&job(argv, CASE_LIMIT), &mut output, &mut io::stderr().lock())?;
+    if code != 0 {
+        // What it printed is all there is to say why.
+        io::stdout().write_all(&output).context("cannot write to standard output")?;
+        bail!("{text} ended with {code} in the lab");
+    }
+    Run::parse(&output).map_err(|error| anyhow::anyhow!("{text}: {error}"))
+}
+
+fn job(argv: Vec<String>, timeout: Duration) -> Job {
+    let mut environment = environment();
+    for name in ["PREMAP_LAB", "PREMAP_REQUIRE_LAB"] {
+        environment.retain(|(known, _)| known != name);
+        environment.push((name.to_owned(), "1".to_owned()));
+    }
+    Job { argv, environment, timeout }
+}
