@@ -1,0 +1,182 @@
+//! Grace periods: when a frame that was unlinked may be used again.
+//!
+//! **Protocol.** An epoch counts up. Who walks a table *pins*: adds one to a counter of the current epoch's parity, then
+//! reads the epoch again, and starts over if it moved. Who unlinked a frame takes the epoch as its *stamp* afterwards. The
+//! epoch moves from `e` to `e + 1` only when no pin of epoch `e - 1` is left, that is when the counters of the other
+//! parity are zero. A frame may be freed when the epoch is at least two past its stamp.
+//!
+//! **Guarantee.** While a [`Guard`] lives, no frame is freed that was linked at any time since the guard was made. And
+//! [`Epochs::synchronize`] returns only after every guard has gone that lived when it was called.
+//!
+//! **Why it holds.** A pin whose second look saw `e` is counted before the epoch leaves `e` (both looks and the count are
+//! in one total order with the scan), so the scan that would let the epoch go from `e + 1` to `e + 2` sees it and waits. A
+//! frame stamped `t` was unlinked before some write moved the epoch to `t + 1`: the stamp is taken by a read-modify-write,
+//! so that write comes after it in the epoch's history and a pin that saw `t + 1` sees the frame unlinked. Hence only
+//! pins of `t` and before can hold it, and at `t + 2` they are gone.
+//!
+//! **Why ours.** crossbeam-epoch without std has no thread-local handle: each walker would carry a `LocalHandle` that is
+//! bound to its thread, vCPU threads would have to register with every table, and loom can't look inside it. Here a pin is
+//! one add on a striped counter, needs no registration and no thread-local, and is a few lines that loom checks whole.
+
+use alloc::vec::Vec;
+
+use premap_address::Pfn;
+
+use crate::spin::Spin;
+use crate::sync::{AtomicU64, AtomicUsize, Backoff, Ordering, fence};
+
+/// Counters that threads are spread over, so that pins of different threads share no cache line.
+const STRIPES: usize = if cfg!(loom) { 1 } else { 16 };
+
+/// The pins of one stripe by the parity of their epoch, on cache lines of their own.
+#[repr(align(128))]
+#[derive(Debug)]
+struct Stripe {
+    pins: [AtomicUsize; 2],
+}
+
+/// The epoch of one table or of several that share their frames' life.
+pub(crate) struct Epochs {
+    epoch: AtomicU64,
+    stripes: [Stripe; STRIPES],
+    retired: Spin<Vec<Retired>>,
+}
+
+/// A frame that waits to be freed.
+#[derive(Clone, Copy, Debug)]
+struct Retired {
+    frame: Pfn,
+    stamp: u64,
+}
+
+const fn parity(epoch: u64) -> usize {
+    (epoch & 1) as usize
+}
+
+impl Epochs {
+    pub(crate) fn new() -> Self {
+        Self {
+            epoch: AtomicU64::new(0),
+            stripes: core::array::from_fn(|_| Stripe { pins: [AtomicUsize::new(0), AtomicUsize::new(0)] }),
+            retired: Spin::new(Vec::new()),
+        }
+    }
+
+    /// Keeps every frame that is linked now, or gets linked from now on, from being freed.
+    #[inline]
+    pub(crate) fn pin(&self) -> Guard<'_> {
+        let stripe = &self.stripes[stripe_of_this_thread() % STRIPES];
+        loop {
+            let epoch = self.epoch.load(Ordering::Acquire);
+            let pins = &stripe.pins[parity(epoch)];
+            pins.fetch_add(1, Ordering::SeqCst);
+            model_fence();
+            if self.epoch.load(Ordering::SeqCst) == epoch {
+                return Guard { pins };
+            }
+            pins.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Moves the epoch on by one if no pin of the epoch before the current one is left.
+    fn advance(&self) -> bool {
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        model_fence();
+        let before = parity(epoch.wrapping_sub(1));
+        for stripe in &self.stripes {
+            if stripe.pins[before].load(Ordering::SeqCst) != 0 {
+                return false;
+            }
+        }
+        // The scan's loads acquired what the pins' ends released; this write hands it to who frees.
+        self.epoch.compare_exchange(epoch, epoch + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+
+    /// Waits until every guard that lives now has gone. The caller holds none itself.
+    pub(crate) fn synchronize(&self) {
+        let target = self.stamp() + 2;
+        let mut backoff = Backoff::new();
+        while self.epoch.load(Ordering::Acquire) < target {
+            if !self.advance() {
+                backoff.wait();
+            }
+        }
+    }
+
+    /// The epoch now, ordered after everything that the caller did before.
+    fn stamp(&self) -> u64 {
+        self.epoch.fetch_add(0, Ordering::SeqCst)
+    }
+
+    /// Takes frames that nothing links to any more, and gives `free` those whose time has come.
+    pub(crate) fn retire(&self, frames: impl IntoIterator<Item = Pfn>, free: impl FnMut(Pfn)) {
+        let stamp = self.stamp();
+        self.retired.lock().extend(frames.into_iter().map(|frame| Retired { frame, stamp }));
+        self.collect(free);
+    }
+
+    /// Gives `free` every retired frame whose grace period is over.
+    pub(crate) fn collect(&self, mut free: impl FnMut(Pfn)) {
+        let ripe: Vec<Retired> = {
+            // Whoever holds the list collects; there is no need for two to do so.
+            let Some(mut retired) = self.retired.try_lock() else { return };
+            let Some(youngest) = retired.last().map(|last| last.stamp) else { return };
+            while self.epoch.load(Ordering::Acquire) < youngest + 2 {
+                if !self.advance() {
+                    break;
+                }
+            }
+            let epoch = self.epoch.load(Ordering::Acquire);
+            retired.extract_if(.., |frame| frame.stamp + 2 <= epoch).collect()
+        };
+        ripe.into_iter().for_each(|retired| free(retired.frame));
+    }
+
+    /// Gives `free` all frames still retired; the caller is the only one left.
+    pub(crate) fn drain(&mut self, mut free: impl FnMut(Pfn)) {
+        self.retired.get_mut().drain(..).for_each(|retired| free(retired.frame));
+    }
+}
+
+/// While it lives, no table that its holder can reach is freed.
+#[derive(Debug)]
+pub(crate) struct Guard<'e> {
+    pins: &'e AtomicUsize,
+}
+
+impl Drop for Guard<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.pins.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Loom takes `SeqCst` accesses for acquire-release ones and knows the total order of fences only. In Rust's own model,
+/// and so on every processor, the accesses suffice, and this is nothing.
+#[inline]
+pub(crate) fn model_fence() {
+    if cfg!(loom) {
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// A number that differs between threads most of the time. Only speed depends on it.
+#[cfg(all(feature = "std", not(loom)))]
+#[inline]
+fn stripe_of_this_thread() -> usize {
+    use core::sync::atomic::AtomicUsize as Counter;
+    static NEXT: Counter = Counter::new(0);
+    std::thread_local! {
+        static STRIPE: usize = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    STRIPE.try_with(|stripe| *stripe).unwrap_or(0)
+}
+
+/// Threads have stacks of their own, mostly megabytes apart or at least 16 KiB.
+#[cfg(not(all(feature = "std", not(loom))))]
+#[inline]
+fn stripe_of_this_thread() -> usize {
+    let on_stack = 0_u8;
+    let address = core::ptr::from_ref(&on_stack).addr();
+    (address >> 14) ^ (address >> 20)
+}

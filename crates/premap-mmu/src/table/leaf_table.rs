@@ -1,0 +1,147 @@
+//! A leaf table whose lock is held: 512 entries that only the holder changes.
+
+use premap_address::{Gpa, PageSize, Pfn};
+
+use super::{Obstacle, PageTable, Position};
+use crate::attributes::Mapping;
+use crate::epoch::Guard;
+use crate::format::{Format, index};
+use crate::frames::FrameAllocator;
+use crate::mirror::Mirror;
+use crate::page::TablePage;
+use crate::protocol::{Locked, State, Unlockable, leaf, state};
+use crate::sync::{AtomicU64, Ordering, fence};
+
+/// A leaf table and its lock, given back on drop.
+pub(crate) struct LeafTable<'t, F: Format> {
+    pub(crate) locked: Locked<'t, F>,
+    pub(crate) page: &'t TablePage,
+    /// The first address that the table spans.
+    pub(crate) base: Gpa,
+}
+
+/// What lies where a leaf table was wanted.
+pub(crate) enum Found<'t, F: Format> {
+    LeafTable(LeafTable<'t, F>),
+    /// A larger leaf, not locked.
+    Leaf(Position<'t>),
+}
+
+impl<'t, F: Format> LeafTable<'t, F> {
+    /// The leaf table behind a locked entry of level 2 that points to a table.
+    pub(crate) fn behind<A: FrameAllocator, M: Mirror>(
+        table: &'t PageTable<F, A, M>,
+        locked: Locked<'t, F>,
+        base: Gpa,
+    ) -> Self {
+        let page = table.page_of(F::frame(locked.value(), PageSize::Size4K));
+        Self { locked, page, base }
+    }
+
+    /// Whether the address lies in what the table spans.
+    #[inline]
+    pub(crate) fn spans(&self, gpa: Gpa) -> bool {
+        gpa.align_down(PageSize::Size2M) == self.base
+    }
+
+    /// The entry's word.
+    #[inline]
+    pub(crate) fn word(&self, gpa: Gpa) -> &'t AtomicU64 {
+        self.page.word(index(gpa, 1))
+    }
+}
+
+impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
+    /// Locks the leaf table that spans `gpa`, made if there is none.
+    ///
+    /// What the caller reads afterwards of its own state is as new as guarantee 4 of the protocol says.
+    pub(crate) fn lock_leaf_table<'t>(
+        &'t self,
+        guard: &Guard<'t>,
+        gpa: Gpa,
+    ) -> Result<Found<'t, F>, Obstacle<M::Refusal>> {
+        let mut spare = Spare { table: self, frame: None };
+        loop {
+            let position = self.reach(guard, gpa, 2)?;
+            let base = position.base;
+            match state::<F>(position.raw, position.level) {
+                State::Leaf => return Ok(Found::Leaf(position)),
+                State::Absent if spare.frame.is_none() => {
+                    spare.frame = Some(self.new_table(0, 0, |_| F::ABSENT).ok_or(Obstacle::OutOfFrames)?);
+                }
+                _ => {}
+            }
+            let locked = match position.slot::<F>().lock() {
+                Ok(locked) => locked,
+                Err(Unlockable::Dead) => continue,
+                Err(Unlockable::Frozen) => return Err(Obstacle::Frozen),
+            };
+            match state::<F>(locked.value(), 2) {
+                State::Table => return Ok(Found::LeafTable(LeafTable::behind(self, locked, base))),
+                State::Absent => {
+                    let Some(frame) = spare.frame else { continue };
+                    if M::ACTIVE
+                        && let Err(refusal) = self.mirror().link_table(base, 1, frame)
+                    {
+                        return Err(Obstacle::Refused(refusal));
+                    }
+                    spare.frame = None;
+                    let locked = locked.publish_locked(F::table(frame));
+                    fence(Ordering::SeqCst);
+                    return Ok(Found::LeafTable(LeafTable::behind(self, locked, base)));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The leaf that an entry of level 1 holds, if it holds one.
+    pub(crate) fn leaf_at(raw: u64, level: u8, base: Gpa) -> Option<Mapping<F>> {
+        let page_size = crate::format::leaf_size(level)?;
+        (state::<F>(raw, level) == State::Leaf).then(|| Mapping {
+            gpa: base,
+            pfn: F::frame(raw, page_size),
+            page_size,
+            attributes: F::attributes(raw, page_size),
+        })
+    }
+}
+
+/// A table made ahead of need, given back if it was not.
+struct Spare<'t, F: Format, A: FrameAllocator, M: Mirror> {
+    table: &'t PageTable<F, A, M>,
+    frame: Option<Pfn>,
+}
+
+impl<F: Format, A: FrameAllocator, M: Mirror> Drop for Spare<'_, F, A, M> {
+    fn drop(&mut self) {
+        if let Some(frame) = self.frame.take() {
+            self.table.free(frame);
+        }
+    }
+}
+
+/// Whether every entry of the table is a leaf of the run that starts at `first`, or, where `holes` are fine, absent.
+pub(crate) enum Contents {
+    /// Leaves of the run, so many.
+    Run { leaves: u64 },
+    /// A frozen entry.
+    Frozen,
+    /// A leaf of another frame.
+    Other,
+}
+
+/// Compares a leaf table, whose lock is held, with a run of frames.
+pub(crate) fn contents<F: Format>(page: &TablePage, first: Pfn) -> Contents {
+    let mut leaves = 0;
+    for (frame, word) in (first.number()..).zip(page.words()) {
+        let raw = leaf::load(word);
+        match state::<F>(raw, 1) {
+            State::Leaf if F::frame(raw, PageSize::Size4K).number() == frame => leaves += 1,
+            State::Absent => {}
+            State::Frozen => return Contents::Frozen,
+            _ => return Contents::Other,
+        }
+    }
+    Contents::Run { leaves }
+}

@@ -1,0 +1,152 @@
+//! Finding one's way: from the root to an entry.
+// UNSAFETY: table entries hold frame numbers; following one makes a reference of a number. That this is right rests on
+// the protocol (linked tables are initialised, and not freed while the caller holds an epoch guard).
+#![expect(unsafe_code, reason = "follows frame numbers of table entries to the tables")]
+
+use core::ptr::NonNull;
+
+use premap_address::{Gpa, PageSize, Pfn};
+
+use super::{Obstacle, PageTable};
+use crate::epoch::Guard;
+use crate::format::{Format, index, shift};
+use crate::frames::FrameAllocator;
+use crate::mirror::Mirror;
+use crate::page::TablePage;
+use crate::protocol::{Slot, State, Unlockable, state};
+use crate::sync::{Ordering, fence};
+
+/// An entry of level 2 or above in the tree, or of level 1 where a walk ends there.
+pub(crate) struct Position<'t> {
+    pub(crate) page: &'t TablePage,
+    pub(crate) index: usize,
+    pub(crate) level: u8,
+    /// The first address that the entry spans.
+    pub(crate) base: Gpa,
+    /// The entry as it was found, without its lock bit.
+    pub(crate) raw: u64,
+}
+
+impl<'t> Position<'t> {
+    pub(crate) fn slot<F: Format>(&self) -> Slot<'t, F> {
+        Slot::new(self.page.word(self.index))
+    }
+
+    /// How many bytes the entry spans.
+    pub(crate) fn span(&self) -> u64 {
+        1 << shift(self.level)
+    }
+
+    /// The first address past what the entry spans.
+    pub(crate) fn end(&self) -> Gpa {
+        self.base.wrapping_add(self.span())
+    }
+}
+
+/// Writes a new table of absent entries.
+pub(super) fn initialise_empty<F: Format>(page: NonNull<TablePage>) {
+    // SAFETY: callers pass the pointer of a frame that they have just allocated and not linked.
+    unsafe { TablePage::initialise(page, F::ABSENT, 0, 0, |_| F::ABSENT) }
+}
+
+impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
+    pub(crate) fn page_of_root(&self) -> &TablePage {
+        self.page_of(self.root)
+    }
+
+    /// The table in a frame. The frame was read from a table entry under a guard that outlives the use of the result, or
+    /// is owned by the caller.
+    pub(crate) fn page_of(&self, frame: Pfn) -> &TablePage {
+        // SAFETY: the allocator's pointer is valid for a `TablePage` as long as the frame is not given back. Linked
+        // tables were initialised before the release store that linked them, which the acquire load of the entry
+        // that gave this number synchronises with; they are given back a grace period after they were unlinked, which
+        // the caller's guard holds off. Only the crate calls this, each time with such a frame.
+        unsafe { self.frames.pointer(frame).as_ref() }
+    }
+
+    /// Gives a frame back that nobody can reach any more.
+    pub(super) fn free(&self, frame: Pfn) {
+        // SAFETY: callers pass frames of our allocator after the grace period, on drop, or never linked.
+        unsafe { self.frames.free(frame) }
+    }
+
+    /// A new table holding `value(index)` for `count` entries from `first` and nothing else.
+    pub(super) fn new_table(
+        &self,
+        first: usize,
+        count: usize,
+        value: impl FnMut(usize) -> u64,
+    ) -> Option<Pfn> {
+        let frame = self.frames.allocate()?;
+        // SAFETY: the frame was allocated just now, so the pointer is valid and nobody else uses it.
+        unsafe { TablePage::initialise(self.frames.pointer(frame), F::ABSENT, first, count, value) };
+        Some(frame)
+    }
+
+    /// Writes every entry of a table that is not linked.
+    pub(super) fn write_table(&self, frame: Pfn, value: impl FnMut(usize) -> u64) {
+        // SAFETY: callers pass a frame that they allocated and that is not linked, so nobody else uses it.
+        unsafe {
+            TablePage::initialise(self.frames.pointer(frame), F::ABSENT, 0, crate::page::WORDS, value);
+        }
+    }
+
+    /// The entry at which a walk to `gpa` ends: a leaf, one that is not present, or at the latest the one of `floor`.
+    pub(crate) fn locate<'t>(&'t self, _guard: &Guard<'t>, gpa: Gpa, floor: u8) -> Position<'t> {
+        'restart: loop {
+            let mut page = self.page_of_root();
+            let mut level = self.levels.top();
+            loop {
+                let index = index(gpa, level);
+                let raw = Slot::<F>::new(page.word(index)).load();
+                if level > floor {
+                    match state::<F>(raw, level) {
+                        State::Table => {
+                            page = self.page_of(F::frame(raw, PageSize::Size4K));
+                            level -= 1;
+                            continue;
+                        }
+                        State::Dead => continue 'restart,
+                        State::Absent | State::Frozen | State::Leaf => {}
+                    }
+                }
+                let base = Gpa::new(gpa.raw() >> shift(level) << shift(level));
+                return Position { page, index, level, base, raw };
+            }
+        }
+    }
+
+    /// The entry of `level` for `gpa`, with the tables above it made where there are none; or the leaf above it.
+    pub(crate) fn reach<'t>(
+        &'t self,
+        guard: &Guard<'t>,
+        gpa: Gpa,
+        level: u8,
+    ) -> Result<Position<'t>, Obstacle<M::Refusal>> {
+        if gpa >= self.levels.limit() {
+            return Err(Obstacle::BeyondTable);
+        }
+        loop {
+            let position = self.locate(guard, gpa, level);
+            if position.level == level || state::<F>(position.raw, position.level) == State::Leaf {
+                return Ok(position);
+            }
+            match position.slot::<F>().lock() {
+                Ok(locked) if state::<F>(locked.value(), position.level) == State::Absent => {
+                    let frame = self.new_table(0, 0, |_| F::ABSENT).ok_or(Obstacle::OutOfFrames)?;
+                    if M::ACTIVE
+                        && let Err(refusal) = self.mirror.link_table(position.base, position.level - 1, frame)
+                    {
+                        self.free(frame);
+                        return Err(Obstacle::Refused(refusal));
+                    }
+                    locked.publish(F::table(frame));
+                    fence(Ordering::SeqCst);
+                }
+                // Someone was faster.
+                Ok(_) | Err(Unlockable::Dead) => {}
+                Err(Unlockable::Frozen) => return Err(Obstacle::Frozen),
+            }
+        }
+    }
+}
