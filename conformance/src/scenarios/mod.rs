@@ -1,0 +1,8 @@
+//! The scenarios. Each is a function generic over the kernel; its name says what must hold.
+
+pub mod backings;
+pub mod gaps;
+pub mod limits;
+
+/// Faults that a guest may take on memory mapped ahead: its own code and page tables.
+const FEW: u64 = 16;
