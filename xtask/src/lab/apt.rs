@@ -27,6 +27,13 @@ pub(super) enum Suites {
     Host,
 }
 
+/// Which of the host's suites a package is preferred from.
+#[derive(Clone, Copy)]
+pub(super) enum Origin {
+    Release,
+    Backports,
+}
+
 /// The isolated state, with package lists at hand.
 pub(super) struct Apt {
     directory: PathBuf,
@@ -76,26 +83,28 @@ impl Apt {
         Ok(())
     }
 
-    /// Downloads `package` and all that it needs and this machine lacks, backports first, and unpacks them under `to`.
-    pub(super) fn unpack_with_dependencies(&self, package: &str, to: &Path) -> Result<()> {
+    /// Returns the version of a package that apt would choose for this machine, its epoch left out.
+    pub(super) fn candidate(&self, package: &str) -> Result<Option<String>> {
+        let output =
+            run(self.command("apt-cache", Suites::Host).args(["show", "--no-all-versions", package]))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = text.lines().find_map(|line| line.strip_prefix("Version: "));
+        Ok(version.map(|version| version.split_once(':').map_or(version, |(_, rest)| rest).to_owned()))
+    }
+
+    /// Downloads a package and all that it needs and this machine lacks, and unpacks them under `to`.
+    pub(super) fn unpack_with_dependencies(&self, package: &str, from: Origin, to: &Path) -> Result<()> {
         let archives = self.directory.join("archives");
         fresh_directory(&archives)?;
         fs::create_dir(archives.join("partial"))?;
         note!("downloading {package} and the libraries that it needs");
+        let mut command = self.command("apt-get", Suites::Host);
         // The system's package database is only read, so its lock, which takes root, isn't needed.
-        let arguments =
-            ["-q", "-y", "--no-install-recommends", "--download-only", "-o", "Debug::NoLocking=1"];
-        let backports = format!("{}-backports", self.release);
-        let with = |target: Option<&str>| {
-            let mut command = self.command("apt-get", Suites::Host);
-            command.args(arguments);
-            if let Some(target) = target {
-                command.args(["-t", target]);
-            }
-            run(command.args(["install", package]))
-        };
-        with(Some(&backports))
-            .or_else(|_| with(None))
+        command.args(["-q", "-y", "--no-install-recommends", "--download-only", "-o", "Debug::NoLocking=1"]);
+        if let Origin::Backports = from {
+            command.arg("-t").arg(format!("{}-backports", self.release));
+        }
+        run(command.args(["install", package]))
             .with_context(|| format!("cannot download {package} and its dependencies"))?;
         unpack_all(&archives, to)?;
         fresh_directory(&archives)

@@ -10,10 +10,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::apt::{Apt, fresh_directory};
+use super::apt::{Apt, Origin, fresh_directory};
 use super::note;
 
 const PROGRAM: &str = "qemu-system-x86_64";
+const PACKAGE: &str = "qemu-system-x86";
 const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
 /// Before this version, emulated processors in threads of their own crashed guest kernels that patch their text.
 const PARALLEL_SINCE: (u32, u32) = (8, 2);
@@ -37,7 +38,10 @@ impl Qemu {
     pub(super) fn obtain(lab: &Path, apt: &Apt) -> Result<Self> {
         let fresh = lab.join("qemu-new");
         fresh_directory(&fresh)?;
-        apt.unpack_with_dependencies("qemu-system-x86", &fresh)?;
+        // The release's own is preferred, as the one that sees the most use.
+        let own = apt.candidate(PACKAGE)?.and_then(|version| numbers(&version));
+        let origin = if own >= Some(PARALLEL_SINCE) { Origin::Release } else { Origin::Backports };
+        apt.unpack_with_dependencies(PACKAGE, origin, &fresh)?;
         let root = directory(lab);
         if root.exists() {
             fs::remove_dir_all(&root)?;
@@ -98,9 +102,14 @@ fn directory(lab: &Path) -> PathBuf {
     lab.join("qemu")
 }
 
+/// Reads the version from the banner of `--version`.
 fn parse_version(text: &str) -> Option<(u32, u32)> {
-    let version = text.split_whitespace().skip_while(|word| *word != "version").nth(1)?;
-    let mut parts = version.split('.');
+    numbers(text.split_whitespace().skip_while(|word| *word != "version").nth(1)?)
+}
+
+/// Reads the first two numbers of a version such as `10.0.2` or `7.2+dfsg-7`.
+fn numbers(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split(|sign: char| !sign.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
@@ -114,5 +123,13 @@ mod tests {
         check("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright", Some((10, 0)));
         check("QEMU emulator version 8.2.50", Some((8, 2)));
         check("something else", None);
+    }
+
+    #[test]
+    fn the_first_two_numbers_of_a_package_version_count() {
+        let check = |text: &str, expected| assert_eq!(numbers(text), expected, "{text}");
+        check("7.2+dfsg-7+deb12u18", Some((7, 2)));
+        check("10.0.2+ds-2+deb13u1~bpo12+1", Some((10, 0)));
+        check("none", None);
     }
 }
