@@ -1,0 +1,58 @@
+//! The MMU notifier: how a VM learns that the VMM is about to change the memory behind it.
+//!
+//! Linux tells its KVM by itself. A user-space KVM can't be told by the host's kernel, so whoever changes memory behind a
+//! slot says so: `munmap`, `mprotect`, `mremap`, `madvise` with `MADV_DONTNEED`, a hole punched in a memfd or a shorter
+//! file, and a `fork`. Touching memory, and making it present, needs no word.
+
+use std::ops::Range;
+
+use premap_address::Hva;
+
+use crate::machine::Machine;
+
+/// The VM's ear for changes of host memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Notifier<'vm> {
+    machine: &'vm Machine,
+}
+
+/// A change of host memory that is under way; dropping it says that it is done.
+///
+/// Until then no page of it is mapped at the second stage: a guest that touches it waits, and so does a change of slots.
+#[must_use = "dropping it ends the invalidation"]
+#[derive(Debug)]
+pub struct Invalidation<'vm> {
+    machine: &'vm Machine,
+}
+
+impl<'vm> Notifier<'vm> {
+    pub(crate) fn new(machine: &'vm Machine) -> Self {
+        Self { machine }
+    }
+
+    /// Says that `memory` is about to change. When this returns, nothing of it is mapped at the second stage, and no vCPU
+    /// is in the middle of an access to it: `invalidate_range_start`.
+    pub fn begin(&self, memory: &Range<Hva>) -> Invalidation<'vm> {
+        self.machine.begin_invalidation(memory);
+        Invalidation { machine: self.machine }
+    }
+
+    /// Runs `change` while nothing of `memory` is mapped at the second stage.
+    pub fn invalidate<R>(&self, memory: &Range<Hva>, change: impl FnOnce() -> R) -> R {
+        let _under_way = self.begin(memory);
+        change()
+    }
+
+    /// Says that the process forked, or lets KSM merge `memory`: its private pages are shared from here on, and a write
+    /// must copy them. Later pre-faults ask about each page, which costs more.
+    pub fn shared(&self, memory: &Range<Hva>) {
+        self.machine.assume_shared_pages();
+        self.invalidate(memory, || ());
+    }
+}
+
+impl Drop for Invalidation<'_> {
+    fn drop(&mut self) {
+        self.machine.end_invalidation();
+    }
+}
