@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use premap_address::{Gfn, GpaRange, PAGE_SIZE, PageSize, Pfn};
+use premap_address::{Gfn, Gpa, GpaRange, PAGE_SIZE, PageSize, Pfn};
 use premap_kvm::Errno;
 use premap_mmu::{Attributes, Heap, Mapped, NoMirror, Npt, Obstacle, Permissions, Present, Use};
 
@@ -95,18 +95,58 @@ impl Machine {
         };
         let concerned = first..Gfn::new(first.number() + count);
         let valid = || !root.is_obsolete() && self.invalidations.allows(sequence, &concerned);
+        let pfn = frame(slot, first);
+        let range = GpaRange::new(first.address(), count * PAGE_SIZE);
         let done = if size > PageSize::Size4K {
-            root.table.place(first.address(), size, frame(slot, first), attributes, present, valid)
+            root.table.place(first.address(), size, pfn, attributes, present, valid)
         } else {
-            let range = GpaRange::new(first.address(), count * PAGE_SIZE);
-            let pfn = frame(slot, first).number();
-            root.table.fill(range, present, valid, |gpa| {
-                Some((Pfn::new(pfn + (gpa.frame().number() - first.number())), attributes))
-            })
+            root.table.fill(range, present, valid, |gpa| Some((offset(pfn, range, gpa), attributes)))
         };
-        let step = self.settle(slot, &concerned, done, attributes, purpose)?;
+        let kept = done.spurious > 0 && present == Present::Collapse;
+        let mut step = self.settle(slot, &concerned, done, attributes, purpose)?;
+        if kept && attributes.permissions.writable() && slot.dirty.is_none() {
+            step.changed |= self.widen(root, range, size, pfn, attributes, valid)?;
+        }
         // A huge page can begin before the first page asked for.
         Ok(Progress { pages: step.pages.saturating_sub(gfn.number() - first.number()), ..step })
+    }
+
+    /// Makes read-only mappings writable that were found present and kept, now that the host's pages are writable.
+    ///
+    /// The host replaced those pages since they were mapped, without this VM's notifier being told (the VMM wrote to its
+    /// own memory, or populated it). Linux is always told: there such a mapping was gone, and would be made anew here.
+    fn widen(
+        &self,
+        root: &Root,
+        range: GpaRange,
+        size: PageSize,
+        pfn: Pfn,
+        attributes: Attributes<Npt>,
+        valid: impl Fn() -> bool,
+    ) -> Result<bool, Errno> {
+        let narrow = |gpa| {
+            let found = root.table.walk(gpa);
+            found.is_some_and(|found| found.page_size == size && !found.writable())
+        };
+        let done = if size > PageSize::Size4K {
+            if !narrow(range.start()) {
+                return Ok(false);
+            }
+            root.table.place(range.start(), size, pfn, attributes, Present::Rebuild, valid)
+        } else {
+            // Where a larger mapping was found there is nothing to widen, and a rebuild would split it.
+            let pages = (0..range.pages()).map(|page| range.start().wrapping_add(page * PAGE_SIZE));
+            if !pages.into_iter().any(narrow) {
+                return Ok(false);
+            }
+            root.table.fill(range, Present::Rebuild, valid, |gpa| {
+                narrow(gpa).then(|| (offset(pfn, range, gpa), attributes))
+            })
+        };
+        let changed = done.rebuilt.total() > 0;
+        done.flush.complete_by_waiting();
+        // What stopped it is told to the next one who looks: these mappings permit less than they could, and no more.
+        Ok(changed)
     }
 
     /// Completes what a mapping operation left to do.
@@ -138,6 +178,11 @@ impl Machine {
         }
         Ok(Progress { pages: done, changed })
     }
+}
+
+/// The frame of a page in a range of which `first` is the first frame.
+fn offset(first: Pfn, range: GpaRange, gpa: Gpa) -> Pfn {
+    Pfn::new(first.number() + (gpa.frame().number() - range.start().frame().number()))
 }
 
 /// The frame that the second stage has for a page: that of its host-virtual address.

@@ -21,7 +21,7 @@ use super::SoftVcpu;
 use crate::access::Operation;
 use crate::host::{Exclusivity, Failure, Run, State, Touch};
 use crate::machine::Machine;
-use crate::memslots::{Protection, Slot, State as SlotState};
+use crate::memslots::{Protection, State as SlotState};
 use crate::second_stage::{Answer, Purpose};
 
 /// What came of a fault: KVM's `RET_PF_*`.
@@ -45,6 +45,16 @@ enum Page {
     Is(Run),
     /// It was made just now, by replacing another: start again.
     Replaced,
+}
+
+/// What to make of a page that a write would have to copy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copies {
+    /// The copy replaces a page that may be mapped.
+    Replace,
+    /// It was copied for this very write already. A kernel whose records do not tell whose a page is must not make the
+    /// guest fault for ever.
+    Believed,
 }
 
 impl SoftVcpu {
@@ -101,7 +111,10 @@ impl SoftVcpu {
         if !machine.invalidations.allows(sequence, &page) {
             return Ok(Outcome::Retry);
         }
-        let Page::Is(run) = machine.get_page(slot, slot.hva(gfn), touch, &mut self.runs)? else {
+        let copies = if self.copied.take() == Some(gfn) { Copies::Believed } else { Copies::Replace };
+        let page = machine.get_page(slot.hva(gfn), touch, copies, &mut self.runs)?;
+        let Page::Is(run) = page else {
+            self.copied = Some(gfn);
             return Ok(Outcome::Retry);
         };
         let progress = machine.map(&root, slot, gfn, 1, Answer { run, sequence }, Purpose::Fault)?;
@@ -122,34 +135,34 @@ impl SoftVcpu {
 
 impl Machine {
     /// Makes the page at `hva` present for this touch: KVM's `hva_to_pfn`.
-    fn get_page(&self, slot: &Slot, hva: Hva, touch: Touch, runs: &mut Vec<Run>) -> Result<Page, Errno> {
+    fn get_page(&self, hva: Hva, touch: Touch, copies: Copies, runs: &mut Vec<Run>) -> Result<Page, Errno> {
         let page = hva..hva.wrapping_add(PAGE_SIZE);
         loop {
             self.host.query(page.clone(), Exclusivity::Ask, runs)?;
             let run = runs.first().copied().ok_or(Errno::FAULT)?;
-            let populated = match (run.state, touch) {
+            let got = match (run.state, touch) {
                 (State::NoAccess, _) => return Err(Errno::FAULT),
                 (State::Writable, _) | (State::Readable, Touch::Read) => return Ok(Page::Is(run)),
-                (State::Absent, _) => self.host.populate(page.clone(), touch),
+                (State::Absent, _) => self.host.populate(page.clone(), touch).map(|()| None),
                 (State::Readable, Touch::Write) if !self.host.may_write(hva)? => return Err(Errno::FAULT),
+                (State::Readable, Touch::Write) if copies == Copies::Believed => {
+                    let writable = Run { state: State::Writable, ..run };
+                    self.host.populate(page.clone(), touch).map(|()| Some(Page::Is(writable)))
+                }
                 (State::Readable, Touch::Write) => {
-                    let replaced = replaced(&page, run.size);
-                    self.begin_invalidation(&replaced);
+                    self.begin_invalidation(&replaced(&page, run.size));
                     let copied = self.host.populate(page.clone(), touch);
                     self.end_invalidation();
-                    match copied {
-                        Ok(()) => return Ok(Page::Replaced),
-                        Err(failure) => Err(failure),
-                    }
+                    copied.map(|()| Some(Page::Replaced))
                 }
             };
-            match populated {
-                Ok(()) => {}
+            match got {
+                Ok(Some(page)) => return Ok(page),
+                Ok(None) => {}
                 Err(Failure::Again) => thread::yield_now(),
                 Err(Failure::BadAddress) => return Err(Errno::FAULT),
                 Err(Failure::Poisoned) => return Err(Errno::HWPOISON),
             }
-            debug_assert!(slot.state == SlotState::Live);
         }
     }
 }

@@ -5,7 +5,7 @@ mod prefault;
 
 use std::sync::{Arc, PoisonError};
 
-use premap_address::Gpa;
+use premap_address::{Gfn, Gpa};
 use premap_kvm::abi::kvm_pre_fault_memory;
 use premap_kvm::{Errno, Stats, Vcpu};
 
@@ -27,6 +27,8 @@ pub struct SoftVcpu {
     counters: VcpuCounters,
     /// The host's last answer, kept for its allocation.
     runs: Vec<Run>,
+    /// The page that this vCPU's write replaced by a copy just now.
+    copied: Option<Gfn>,
 }
 
 /// Why a guest's access did not reach memory: what `KVM_RUN` comes back with.
@@ -63,7 +65,8 @@ pub enum GuestFault {
 impl SoftVcpu {
     pub(crate) fn new(machine: Arc<Machine>, id: u32) -> Self {
         let space = AddressSpace::Normal;
-        Self { machine, id, space, root: None, counters: VcpuCounters::default(), runs: Vec::new() }
+        let counters = VcpuCounters::default();
+        Self { machine, id, space, root: None, counters, runs: Vec::new(), copied: None }
     }
 
     /// The number that it was created with.
@@ -99,9 +102,16 @@ impl SoftVcpu {
             return Err(GuestFault::Unaligned { gpa });
         }
         loop {
-            // KVM_RUN frees obsolete roots before it enters the guest.
+            // KVM_RUN frees obsolete roots and loads the current one before it enters the guest.
             if self.root.as_ref().is_some_and(|root| root.is_obsolete()) {
                 self.root = None;
+            }
+            let failed = |errno| GuestFault::Failed { gpa, errno };
+            if self.root.is_none() {
+                self.load_root().map_err(failed)?;
+            }
+            if self.machine.is_dead() {
+                return Err(failed(Errno::IO));
             }
             if let Some(root) = &self.root
                 && let Ok(value) = perform(&root.table, gpa, operation)
@@ -114,7 +124,7 @@ impl SoftVcpu {
                 Ok(Outcome::Retry) => std::thread::yield_now(),
                 Ok(Outcome::Emulate) => return Err(GuestFault::Mmio { gpa }),
                 Ok(Outcome::EmulateWrite) => return Err(GuestFault::ReadOnly { gpa }),
-                Err(errno) => return Err(GuestFault::Failed { gpa, errno }),
+                Err(errno) => return Err(failed(errno)),
             }
         }
     }

@@ -38,7 +38,9 @@ impl Machine {
     }
 
     pub(super) fn logging_began(&self, slot: &Slot) {
-        self.roots.write_protect(&(slot.base..slot.end()));
+        let pages = slot.base..slot.end();
+        self.roots.split(&pages);
+        self.roots.write_protect(&pages);
     }
 
     pub(super) fn logging_ended(&self, slot: &Slot) {
@@ -87,6 +89,22 @@ impl Machine {
 }
 
 impl crate::roots::Roots {
+    /// Splits every huge mapping of these pages into small ones, and protects some.
+    fn split(&self, pages: &std::ops::Range<Gfn>) {
+        let mut block = pages.start.align_down(PageSize::Size2M).number();
+        while block < pages.end.number() {
+            let gfn = Gfn::new(block).max(pages.start);
+            let huge = |root: &std::sync::Arc<crate::roots::Root>| {
+                root.table.walk(gfn.address()).is_some_and(|mapping| mapping.page_size > PageSize::Size4K)
+            };
+            if self.list().iter().any(huge) {
+                // Protecting a part of a huge mapping splits it.
+                self.write_protect(&(gfn..Gfn::new(gfn.number() + 1)));
+            }
+            block += PageSize::Size2M.pages();
+        }
+    }
+
     /// Takes the small mappings of a huge page away, or makes one of them.
     fn regrow(
         &self,

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::ptr;
 
 use premap_address::{Gpa, Hva, PAGE_SIZE};
@@ -125,12 +126,21 @@ impl Memory {
         unsafe { mprotect(start, bytes, protection) }.unwrap();
     }
 
-    /// Leaves a hole where no mapping is. `Drop` unmaps it once more, which is no error; nothing else is mapped by the
-    /// tests that use this.
+    /// The word that lies in the memory, read by the kernel.
+    pub(crate) fn word(&self, page: u64, index: u64) -> u64 {
+        let mut bytes = [0; 8];
+        let offset = page * PAGE_SIZE + index * 8;
+        assert!(offset + 8 <= self.bytes as u64);
+        std::fs::File::open("/proc/self/mem")
+            .and_then(|memory| memory.read_exact_at(&mut bytes, self.hva().raw() + offset))
+            .unwrap();
+        u64::from_ne_bytes(bytes)
+    }
+
+    /// Leaves a hole that has no permission at all. It is not unmapped, so that nobody else is given the addresses.
     pub(crate) fn unmap(&self, pages: Range<u64>) {
         let (start, bytes) = self.part(&pages);
-        // SAFETY: as in `protect`. To keep the address range from being given to someone else it stays reserved, without
-        // any permission.
+        // SAFETY: as in `protect`.
         unsafe {
             mmap_anonymous(start, bytes, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::FIXED).unwrap();
         }
