@@ -6,7 +6,7 @@ use premap_guest::{
     Access, Backing, GuestError, Kernel, Linux, Machine, MachineError, Memory, Order, SlotFlags, SlotId,
     Touch, word_of,
 };
-use premap_kvm::probe;
+use premap_kvm::{Errno, probe};
 
 const BASE: Gpa = Gpa::new(4 << 30);
 
@@ -28,6 +28,14 @@ fn linux() -> Option<Linux> {
 /// Runs a test's body on every kernel in reach.
 macro_rules! on_each_kernel {
     ($($name:ident)+) => {
+        mod on_soft {
+            $(#[test]
+            fn $name() {
+                super::$name(&premap_guest::Soft::new(premap_softkvm::Profile::default()));
+            })+
+        }
+
+
         mod on_linux {
             $(#[test]
             fn $name() {
@@ -47,6 +55,7 @@ on_each_kernel! {
     a_write_to_a_read_only_slot_names_its_address
     a_touch_beyond_the_slots_names_its_address
     slots_come_and_go
+    what_the_host_takes_back_is_seen_by_the_guest
 }
 
 /// A machine with one slot of so many pages at 4 GiB.
@@ -149,4 +158,20 @@ fn slots_come_and_go<K: Kernel>(kernel: &K) {
     machine.slots().add(BASE, memory, SlotFlags::NONE).unwrap();
     let run = machine.touch(&touch(8, Access::Read, Order::Ascending)).unwrap();
     assert_eq!(run.sum, (0..8).map(word_of).fold(0, u64::wrapping_add));
+}
+
+fn what_the_host_takes_back_is_seen_by_the_guest<K: Kernel>(kernel: &K) {
+    let (mut machine, slot) = machine(kernel, 1, 8, Backing::Memfd);
+    machine.touch(&touch(8, Access::Write, Order::Ascending)).unwrap();
+    machine.slots().discard(slot, 0..4 * PAGE_SIZE).unwrap();
+    let run = machine.touch(&touch(8, Access::Read, Order::Ascending)).unwrap();
+    assert_eq!(run.sum, (4..8).map(word_of).fold(0, u64::wrapping_add));
+    machine.slots().revoke(slot, 6 * PAGE_SIZE..8 * PAGE_SIZE).unwrap();
+    machine.touch(&touch(6, Access::Write, Order::Ascending)).unwrap();
+    let error = machine.touch(&touch(8, Access::Read, Order::Ascending)).unwrap_err();
+    let efault = GuestError::Call { call: "KVM_RUN", errno: Errno::FAULT };
+    // A KVM that emulates the guest's instructions takes an address without host memory for a device's.
+    let mmio = GuestError::Mmio { gpa: BASE.wrapping_add(6 * PAGE_SIZE), access: Access::Read };
+    let expected = [efault, mmio].map(|error| MachineError::Guest { vcpu: 0, error });
+    assert!(expected.contains(&error), "{error:?}");
 }

@@ -1,0 +1,149 @@
+//! What the figures mean, in sentences. Each is said only where the figures bear it out.
+
+use premap::Stage;
+use premap_guest::Access;
+
+use super::table::ratio;
+use crate::first_touch::Outcome;
+use crate::run::Common;
+use crate::size::thousands;
+use crate::strategy::Strategy;
+
+/// The sentences that hold for these outcomes.
+pub(super) fn sentences(common: &Common, outcomes: &[Outcome]) -> Vec<String> {
+    let find = |strategy| outcomes.iter().find(|outcome| outcome.strategy == strategy);
+    let (demand, two, second) =
+        (find(Strategy::Demand), find(Strategy::TwoStage), find(Strategy::SecondOnly));
+    let mut said = Vec::new();
+    said.extend(outcomes.iter().find_map(unsupported));
+    said.extend(demand.and_then(emulated));
+    if let (Some(demand), Some(two)) = (demand, two.filter(|two| two.unsupported.is_none())) {
+        said.extend(gain(demand, two));
+    }
+    if let (Some(demand), Some(second)) = (demand, second) {
+        said.extend(trap(common, demand, second));
+    }
+    said.extend(outcomes.iter().filter_map(shortfall));
+    if common.backend == "soft" {
+        said.push(
+            "The counts are what that Linux would show. The times are this software's: compare them with each other \
+             only."
+                .to_owned(),
+        );
+    }
+    said
+}
+
+fn unsupported(outcome: &Outcome) -> Option<String> {
+    let why = outcome.unsupported.as_ref()?;
+    Some(format!("There is no second stage here: {why}. Only the host stage was done."))
+}
+
+/// A KVM that takes no faults for its guests at all.
+fn emulated(demand: &Outcome) -> Option<String> {
+    (demand.faults == 0).then(|| {
+        "This KVM took no fault even on demand: it emulates the guest's instructions, so only the times tell \
+         something."
+            .to_owned()
+    })
+}
+
+fn gain(demand: &Outcome, two: &Outcome) -> Option<String> {
+    (two.faults < demand.faults).then(|| {
+        format!(
+            "Mapped at both stages before it ran, the guest took {} faults instead of {}. It ran in {} of demand's time, \
+             and with the mapping itself in {}.",
+            thousands(two.faults),
+            thousands(demand.faults),
+            ratio(two.guest_ns, demand.guest_ns).unwrap_or_default(),
+            ratio(two.total_ns(), demand.total_ns()).unwrap_or_default(),
+        )
+    })
+}
+
+fn trap(common: &Common, demand: &Outcome, second: &Outcome) -> Option<String> {
+    let worse = common.setting.access == Access::Write && second.faults > demand.faults + demand.faults / 10;
+    worse.then(|| {
+        format!(
+            "second-only is a trap: pre-faulting is a read, so untouched memory is mapped to the shared zero page, \
+             read-only, and each first write faults to replace it: {} of demand's faults. Populate the host's side by \
+             writing first, as two-stage does.",
+            ratio(second.faults, demand.faults).unwrap_or_default(),
+        )
+    })
+}
+
+/// A stage that came to an end early, for another reason than that it is not to be had.
+fn shortfall(outcome: &Outcome) -> Option<String> {
+    let lost = |stage| outcome.shortfall(stage).map(|reason| (stage, reason));
+    let (_, reason) =
+        lost(Stage::Host).or_else(|| lost(Stage::Second).filter(|_| outcome.unsupported.is_none()))?;
+    Some(format!("{} did not map everything: {reason}.", outcome.strategy.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use premap::Report;
+    use premap_guest::{Backing, MappedPages, Order};
+
+    use super::*;
+    use crate::first_touch::Setting;
+
+    fn common(access: Access) -> Common {
+        let setting = Setting {
+            bytes: 1 << 20,
+            backing: Backing::Anonymous,
+            access,
+            order: Order::Ascending,
+            vcpus: 1,
+            chunk: 1 << 20,
+            deadline: Some(Duration::from_secs(1)),
+        };
+        Common { backend: "kvm", kernel: "6.12.0".to_owned(), setting }
+    }
+
+    fn outcome(strategy: Strategy, faults: u64, guest_ns: u64) -> Outcome {
+        Outcome {
+            strategy,
+            report: Report::default(),
+            unsupported: None,
+            guest_ns,
+            faults,
+            exits: faults,
+            mapped: MappedPages::default(),
+        }
+    }
+
+    #[track_caller]
+    fn check(access: Access, outcomes: &[Outcome], expected: &[&str]) {
+        let said = sentences(&common(access), outcomes);
+        assert_eq!(said.len(), expected.len(), "{said:#?}");
+        for (said, expected) in said.iter().zip(expected) {
+            assert!(said.contains(expected), "{said:?} does not say {expected:?}");
+        }
+    }
+
+    #[test]
+    fn gain_and_trap_are_told_where_the_figures_show_them() {
+        let [demand, second, two] = [
+            outcome(Strategy::Demand, 256, 1_000),
+            outcome(Strategy::SecondOnly, 512, 2_000),
+            outcome(Strategy::TwoStage, 0, 20),
+        ];
+        let all = [demand.clone(), second.clone(), two];
+        check(Access::Write, &all, &["took 0 faults instead of 256. It ran in 0.020×", "trap"]);
+        check(Access::Read, &[demand.clone(), second], &[]);
+        check(Access::Write, &[demand.clone(), outcome(Strategy::SecondOnly, 256, 900)], &[]);
+        check(Access::Write, &[demand], &[]);
+    }
+
+    #[test]
+    fn a_missing_second_stage_is_told_once() {
+        let missing =
+            |strategy| Outcome { unsupported: Some("no NPT".to_owned()), ..outcome(strategy, 0, 1_000) };
+        let all = [missing(Strategy::Demand), missing(Strategy::TwoStage)];
+        check(Access::Write, &all, &["no second stage here: no NPT", "emulates"]);
+    }
+}
