@@ -34,10 +34,9 @@ pub(crate) fn run(lines: &[Line]) -> Result<()> {
             return Ok(());
         }
     };
-    let premap = binaries::premap(&lab.directory)?;
     let tests = binaries::tests(&lab.directory, PACKAGES)?;
     let mut files = tests.clone();
-    files.push(premap);
+    files.extend(binaries::program(&lab.directory, "premap")?);
 
     let machine = Machine::default();
     for kernel in &lab.kernels {
@@ -58,11 +57,11 @@ pub(crate) fn run(lines: &[Line]) -> Result<()> {
 }
 
 fn run_test(boot: &mut Boot, test: &GuestFile) -> Result<()> {
-    println!("tests of {}", test.name);
+    println!("{}", test.name);
     let job = job(vec![test.name.clone()], TEST_LIMIT);
     let code = boot.run(&job, &mut io::stdout().lock(), &mut io::stderr().lock())?;
     if code != 0 {
-        bail!("the tests of {} ended with {code} in the lab", test.name);
+        bail!("{} ended with {code} in the lab", test.name);
     }
     Ok(())
 }
