@@ -86,6 +86,11 @@ impl Pages {
         Ok(Self { pagemap, has_scan: AtomicBool::new(true) })
     }
 
+    #[cfg(test)]
+    pub(super) fn use_scan(&self, use_it: bool) {
+        self.has_scan.store(use_it, Ordering::Relaxed);
+    }
+
     /// Pushes runs that cover `range`, which lies in `vma`, from its start on.
     pub(super) fn query(
         &self,
