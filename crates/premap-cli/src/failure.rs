@@ -58,9 +58,9 @@ fn usage_line(error: &clap::Error) -> String {
         Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
         _ => None,
     };
-    let flag = context(ContextKind::InvalidArg);
     // clap names a flag with its placeholder, `--memory <SIZE>`.
-    let flag = flag.as_deref().and_then(|flag| flag.split(' ').next());
+    let usage = context(ContextKind::InvalidArg);
+    let flag = usage.as_deref().and_then(|flag| flag.split(' ').next());
     let value = context(ContextKind::InvalidValue).unwrap_or_default();
     match (error.kind(), flag) {
         (ErrorKind::ValueValidation, Some(flag)) => {
@@ -69,9 +69,10 @@ fn usage_line(error: &clap::Error) -> String {
         }
         (ErrorKind::InvalidValue, Some(flag)) => {
             let valid = context(ContextKind::ValidValue).unwrap_or_default();
-            match value.as_str() {
-                "" => format!("{flag}: needs a value; give one of {valid}"),
-                value => format!("{flag} {value}: no such choice; give one of {valid}"),
+            match (value.as_str(), valid.as_str()) {
+                ("", "") => format!("{flag}: needs a value; write {}", usage.as_deref().unwrap_or(flag)),
+                ("", valid) => format!("{flag}: needs a value; give one of {valid}"),
+                (value, valid) => format!("{flag} {value}: no such choice; give one of {valid}"),
             }
         }
         (ErrorKind::UnknownArgument, Some(flag)) => {
@@ -116,6 +117,12 @@ mod tests {
             &["run", "--backing", "nvme"],
             "--backing nvme: no such choice; give one of anon, thp, memfd, hugetlb, file",
         );
+        check(
+            &["run", "--memory", "-5"],
+            "--memory -5: not a size; write bytes, or K, M, G or T after a whole number, as 512M or 4GiB",
+        );
+        check(&["run", "--memory"], "--memory: needs a value; write --memory <SIZE>");
+        check(&["run", "--touch"], "--touch: needs a value; give one of write, read");
         check(&["run", "--vcpus", "0"], "--vcpus 0: not a number of vCPUs; give 1 to 1024");
         check(
             &["run", "--deadline", "5"],

@@ -25,8 +25,9 @@ fn fits(asked: Size, backing: Backing, available: Size) -> Result<(), BadUse> {
     // A power of two that leaves the host some room.
     let suggested = 1_u64 << (share / 2).max(4096).ilog2();
     Err(BadUse(format!(
-        "--memory {asked}: {what} {needed}, and this host has {available} available; give less, such as {}",
-        Size(suggested)
+        "--memory {}: {what} {needed}, and this host has {available} available; give less, such as {}",
+        asked.flag(),
+        Size(suggested).flag()
     )))
 }
 
@@ -56,9 +57,9 @@ mod tests {
         let error = fits(Size(4 << 30), Backing::Memfd, host).unwrap_err().to_string();
         assert_eq!(
             error,
-            "--memory 4 GiB: it takes 4 GiB, and this host has 3 GiB available; give less, such as 1 GiB"
+            "--memory 4G: it takes 4 GiB, and this host has 3 GiB available; give less, such as 1G"
         );
         let error = fits(Size(2 << 30), Backing::File, host).unwrap_err().to_string();
-        assert!(error.contains("take 4 GiB") && error.ends_with("such as 512 MiB"), "{error}");
+        assert!(error.contains("take 4 GiB") && error.ends_with("such as 512M"), "{error}");
     }
 }

@@ -12,7 +12,12 @@ use crate::size::{Size, duration};
 
 /// Maps a virtual machine's memory before the guest touches it, and shows what that saves.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, after_help = "Exit codes: 0 done, 1 failed, 2 bad use.")]
+#[command(
+    name = "premap",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 failed, 2 bad use."
+)]
 pub(crate) struct Options {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -40,7 +45,7 @@ pub(crate) struct Run {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) strategy: Choice,
     /// Guest memory, as 512M or 4GiB
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = pages)]
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = pages, allow_negative_numbers = true)]
     pub(crate) memory: Size,
     /// What the memory is made of
     #[arg(long, default_value = "anon", value_parser = backing())]
@@ -52,13 +57,13 @@ pub(crate) struct Run {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) order: Ordering,
     /// Virtual CPUs, which share the pages; as many threads map them before
-    #[arg(long, value_name = "N", default_value = "1", value_parser = vcpus)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = vcpus, allow_negative_numbers = true)]
     pub(crate) vcpus: u32,
     /// How much is mapped by one call
-    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = pages)]
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = pages, allow_negative_numbers = true)]
     pub(crate) chunk: Size,
     /// How long mapping may take, as 500ms or 2s; what was not reached is left to the guest's faults
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     pub(crate) deadline: Option<Duration>,
     /// Print JSON: an array with an object for each strategy
     #[arg(long)]

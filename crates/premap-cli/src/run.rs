@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use premap::Stage;
-use premap_guest::Kernel;
+use premap_guest::{Backing, Kernel, Memory};
 
 use crate::backend::{self, Backend};
 use crate::failure::BadUse;
@@ -27,19 +27,30 @@ pub(crate) struct Common {
 
 /// Runs the strategies and prints what they cost.
 pub(crate) fn run(options: &options::Run) -> anyhow::Result<ExitCode> {
-    let page = options.backing.page_size();
-    if !options.memory.0.is_multiple_of(page.bytes()) {
-        let (memory, backing) = (options.memory, options.backing);
+    check_memory(options)?;
+    match backend::choose(options.backend, options.profile)? {
+        Backend::Kvm(linux) => run_on(&linux, options),
+        Backend::Soft(soft) => run_on(&soft, options),
+    }
+}
+
+/// Refuses what can't be had, before anything is made.
+fn check_memory(options: &options::Run) -> anyhow::Result<()> {
+    let (memory, backing) = (options.memory, options.backing);
+    let page = backing.page_size();
+    if !memory.0.is_multiple_of(page.bytes()) {
+        let memory = memory.flag();
         return Err(BadUse(format!(
             "--memory {memory}: {backing} comes in pages of {page}; give 2M or 512M"
         ))
         .into());
     }
-    host_memory::check(options.memory, options.backing)?;
-    match backend::choose(options.backend, options.profile)? {
-        Backend::Kvm(linux) => run_on(&linux, options),
-        Backend::Soft(soft) => run_on(&soft, options),
+    host_memory::check(memory, backing)?;
+    if backing == Backing::Hugetlb {
+        // Only an attempt tells whether the pool has as many pages as it promises.
+        Memory::new(memory.0, backing).context("--backing hugetlb")?;
     }
+    Ok(())
 }
 
 fn run_on<K: Kernel>(kernel: &K, options: &options::Run) -> anyhow::Result<ExitCode> {

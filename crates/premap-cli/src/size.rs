@@ -10,6 +10,14 @@ pub(crate) struct Size(pub(crate) u64);
 
 const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
 
+impl Size {
+    /// The size as a flag's value: the largest unit of which it is a whole number.
+    pub(crate) fn flag(self) -> String {
+        let unit = UNITS.iter().rev().find(|(_, shift)| self.0 > 0 && self.0.trailing_zeros() >= *shift);
+        unit.map_or_else(|| self.0.to_string(), |(letter, shift)| format!("{}{letter}", self.0 >> shift))
+    }
+}
+
 impl FromStr for Size {
     type Err = String;
 
@@ -135,6 +143,13 @@ mod tests {
             ((1 << 30) + 4096, "1 GiB"),
         ] {
             assert_eq!(Size(bytes).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn flags_read_back_as_the_same_size() {
+        for (bytes, text) in [(0, "0"), (3, "3"), (4096, "4K"), (3 << 29, "1536M"), (100 << 40, "100T")] {
+            assert_eq!((Size(bytes).flag().as_str(), text.parse()), (text, Ok(Size(bytes))));
         }
     }
 

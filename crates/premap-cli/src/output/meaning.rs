@@ -1,7 +1,7 @@
 //! What the figures mean, in sentences. Each is said only where the figures bear it out.
 
 use premap::Stage;
-use premap_guest::Access;
+use premap_guest::{Access, Backing};
 
 use super::table::ratio;
 use crate::first_touch::Outcome;
@@ -21,7 +21,7 @@ pub(super) fn sentences(common: &Common, outcomes: &[Outcome]) -> Vec<String> {
         said.extend(gain(demand, two));
     }
     if let (Some(demand), Some(second)) = (demand, second) {
-        said.extend(trap(common, demand, second));
+        said.extend(alone(common, demand, second));
     }
     said.extend(outcomes.iter().filter_map(shortfall));
     if common.backend == "soft" {
@@ -61,15 +61,25 @@ fn gain(demand: &Outcome, two: &Outcome) -> Option<String> {
     })
 }
 
-fn trap(common: &Common, demand: &Outcome, second: &Outcome) -> Option<String> {
-    let worse = common.setting.access == Access::Write && second.faults > demand.faults + demand.faults / 10;
-    worse.then(|| {
-        format!(
-            "second-only is a trap: pre-faulting is a read, so untouched memory is mapped to the shared zero page, \
-             read-only, and each first write faults to replace it: {} of demand's faults. Populate the host's side by \
-             writing first, as two-stage does.",
-            ratio(second.faults, demand.faults).unwrap_or_default(),
-        )
+/// What the second stage alone came to: worse than nothing, or as good as both.
+fn alone(common: &Common, demand: &Outcome, second: &Outcome) -> Option<String> {
+    let writes = common.setting.access == Access::Write;
+    if writes && second.faults > demand.faults + demand.faults / 10 {
+        let (behind, why) = match common.setting.backing {
+            Backing::File => ("the file's page in the page cache", "copy"),
+            _ => ("the shared zero page", "replace"),
+        };
+        let ratio = ratio(second.faults, demand.faults).unwrap_or_default();
+        return Some(format!(
+            "second-only is a trap: pre-faulting is a read, so an untouched page is mapped to {behind}, read-only, and its \
+             first write faults to {why} that: {ratio} of demand's faults. Populate the host's side by writing first, as \
+             two-stage does."
+        ));
+    }
+    (second.unsupported.is_none() && second.faults < demand.faults / 10).then(|| {
+        "second-only does as well here, since a read is enough to make such memory's pages the guest's own. Private memory \
+         that the guest writes needs both stages."
+            .to_owned()
     })
 }
 
@@ -86,7 +96,7 @@ mod tests {
     use std::time::Duration;
 
     use premap::Report;
-    use premap_guest::{Backing, MappedPages, Order};
+    use premap_guest::{MappedPages, Order};
 
     use super::*;
     use crate::first_touch::Setting;
@@ -136,7 +146,8 @@ mod tests {
         check(Access::Write, &all, &["took 0 faults instead of 256. It ran in 0.020×", "trap"]);
         check(Access::Read, &[demand.clone(), second], &[]);
         check(Access::Write, &[demand.clone(), outcome(Strategy::SecondOnly, 256, 900)], &[]);
-        check(Access::Write, &[demand], &[]);
+        check(Access::Write, std::slice::from_ref(&demand), &[]);
+        check(Access::Read, &[demand, outcome(Strategy::SecondOnly, 0, 900)], &["does as well here"]);
     }
 
     #[test]
