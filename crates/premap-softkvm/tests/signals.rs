@@ -3,9 +3,11 @@
 mod guest;
 #[path = "guest/signal.rs"]
 mod signal;
+#[path = "guest/userfaultfd.rs"]
+mod userfaultfd;
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest::*;
 use premap_address::PAGE_SIZE;
@@ -15,7 +17,6 @@ use premap_softkvm::Profile;
 const GPA: u64 = 1 << 32;
 const PAGES: u64 = 64 << 8;
 
-/// Both in one test, since they share the process's handler and count.
 #[test]
 fn a_storm_costs_calls_and_loses_nothing() {
     let memory = Memory::anonymous(PAGES);
@@ -44,4 +45,21 @@ fn a_storm_costs_calls_and_loses_nothing() {
     println!("{calls} calls, {interrupted} interrupted before any progress, {handled} signals");
     assert!(calls > 1 && handled > 0, "no signal arrived: {calls} calls, {handled} signals");
     assert_eq!(mapped(&vm), [PAGES, 0, 0]);
+}
+
+#[test]
+fn a_page_that_does_not_come_is_waited_for_until_a_signal() {
+    let memory = Memory::anonymous(8);
+    let vm = vm(Profile::V6_12);
+    attach(&vm, 0, 0, GPA, &memory);
+    let mut vcpu = vm.create_vcpu(0).unwrap();
+    let Some(handler) = userfaultfd::Handler::register(&memory) else { return };
+    let started = Instant::now();
+    let wait = Duration::from_millis(50);
+    let answer = signal::interrupted_after(wait, || pre_fault(&mut vcpu, GPA, 8));
+    assert_eq!(answer, (Err(Errno::INTR), GPA, 8));
+    assert!(started.elapsed() >= wait / 2, "it did not wait");
+    handler.resolve(&memory);
+    pre_fault_all(&mut vcpu, GPA, 8);
+    assert_eq!(mapped(&vm), [8, 0, 0]);
 }

@@ -18,6 +18,7 @@
 //!
 //! Getting a page is `MADV_POPULATE_READ` or `_WRITE`: what a touch would do, with an errno where a touch would be a signal.
 
+mod getter;
 mod pages;
 mod populate;
 mod vma;
@@ -27,6 +28,7 @@ use std::ops::Range;
 use premap_address::{Hva, PAGE_SIZE, PageSize};
 use premap_kvm::Errno;
 
+pub(crate) use getter::Getter;
 pub(crate) use pages::Exclusivity;
 pub(crate) use populate::Failure;
 

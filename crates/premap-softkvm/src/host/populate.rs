@@ -17,6 +17,8 @@ pub(crate) enum Failure {
     BadAddress,
     /// The page is poisoned: KVM sends SIGBUS and tries again.
     Poisoned,
+    /// A signal came while it was waited for.
+    Interrupted,
     /// Something passing: a fatal signal, or a mapping that changed meanwhile.
     Again,
 }

@@ -159,7 +159,7 @@ impl Machine {
             match got {
                 Ok(Some(page)) => return Ok(page),
                 Ok(None) => {}
-                Err(Failure::Again) => thread::yield_now(),
+                Err(Failure::Again | Failure::Interrupted) => thread::yield_now(),
                 Err(Failure::BadAddress) => return Err(Errno::FAULT),
                 Err(Failure::Poisoned) => return Err(Errno::HWPOISON),
             }

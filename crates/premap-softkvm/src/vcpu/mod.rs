@@ -10,7 +10,7 @@ use premap_kvm::abi::kvm_pre_fault_memory;
 use premap_kvm::{Errno, Stats, Vcpu};
 
 use crate::access::{Operation, perform};
-use crate::host::Run;
+use crate::host::{Getter, Run};
 use crate::machine::Machine;
 use crate::memslots::AddressSpace;
 use crate::roots::Root;
@@ -27,6 +27,8 @@ pub struct SoftVcpu {
     counters: VcpuCounters,
     /// The host's last answer, kept for its allocation.
     runs: Vec<Run>,
+    /// Gets pages for pre-faults.
+    getter: Getter,
     /// The page that this vCPU's write replaced by a copy just now.
     copied: Option<Gfn>,
 }
@@ -65,8 +67,16 @@ pub enum GuestFault {
 impl SoftVcpu {
     pub(crate) fn new(machine: Arc<Machine>, id: u32) -> Self {
         let space = AddressSpace::Normal;
-        let counters = VcpuCounters::default();
-        Self { machine, id, space, root: None, counters, runs: Vec::new(), copied: None }
+        Self {
+            machine,
+            id,
+            space,
+            root: None,
+            counters: VcpuCounters::default(),
+            runs: Vec::new(),
+            getter: Getter::default(),
+            copied: None,
+        }
     }
 
     /// The number that it was created with.

@@ -11,12 +11,13 @@
 use std::sync::Arc;
 use std::thread;
 
-use premap_address::{Gfn, Gpa, GpaRange, PAGE_SIZE};
+use premap_address::{Gfn, Gpa, GpaRange, Hva, PAGE_SIZE};
 use premap_kvm::Errno;
 use premap_kvm::abi::kvm_pre_fault_memory;
 
 use super::SoftVcpu;
 use crate::host::{Failure, State, Touch};
+use crate::invalidation::Sequence;
 use crate::machine::Machine;
 use crate::memslots::{Slot, Snapshot, State as SlotState};
 use crate::profile::{DeadVm, DyingSlot, StaleRoot};
@@ -91,14 +92,20 @@ impl SoftVcpu {
                 self.root = None;
             }
             let root = self.load_root()?;
-            match self.map_from(&machine, &root, range)? {
+            match self.map_from(&machine, &root, range, signals)? {
                 Step::Done(pages) => return Ok(pages),
                 Step::Retry => thread::yield_now(),
             }
         }
     }
 
-    fn map_from(&mut self, machine: &Machine, root: &Root, range: GpaRange) -> Result<Step, Errno> {
+    fn map_from(
+        &mut self,
+        machine: &Machine,
+        root: &Root,
+        range: GpaRange,
+        signals: &Held,
+    ) -> Result<Step, Errno> {
         let gfn = range.start().frame();
         let slots = machine.slots.current();
         let Some(slot) = slots.find(self.space, gfn) else {
@@ -110,8 +117,32 @@ impl SoftVcpu {
                 DyingSlot::TryAgain => Err(Errno::AGAIN),
             };
         }
-        let pages = range.pages().min(slot.end().number() - gfn.number());
-        self.map_slot(machine, root, slot, gfn, pages)
+        let mut window = range.pages().min(slot.end().number() - gfn.number()).min(WINDOW);
+        loop {
+            let sequence = machine.invalidations.snapshot();
+            let hva = slot.hva(gfn);
+            let memory = hva..hva.wrapping_add(window * PAGE_SIZE);
+            machine.host.query(memory, machine.exclusivity(), &mut self.runs)?;
+            let first = self.runs.first().ok_or(Errno::FAULT)?;
+            match first.state {
+                State::NoAccess => return Err(Errno::FAULT),
+                State::Readable | State::Writable => {
+                    return self.map_present(machine, root, slot, gfn, window, sequence);
+                }
+                State::Absent => window = first.pages.min(window).min(POPULATE),
+            }
+            match self.get_pages(hva, window, signals) {
+                Ok(()) => {}
+                Err(Failure::Again) => return Ok(Step::Retry),
+                Err(Failure::BadAddress) => return Err(Errno::FAULT),
+                Err(Failure::Interrupted) => return Err(Errno::INTR),
+                Err(Failure::Poisoned) => {
+                    // KVM sends the signal and tries again; the signal then ends the call.
+                    signals::raise_poisoned(hva);
+                    return Err(Errno::INTR);
+                }
+            }
+        }
     }
 
     /// Nothing there: a mapping says so from now on, where the processor can address it at all.
@@ -126,63 +157,41 @@ impl SoftVcpu {
         Err(Errno::NOENT)
     }
 
-    /// Maps pages of a live slot.
-    fn map_slot(
-        &mut self,
+    /// Maps the pages that the host has present from `gfn` on, at most `pages`, as its last answer says.
+    fn map_present(
+        &self,
         machine: &Machine,
         root: &Root,
         slot: &Slot,
         gfn: Gfn,
         pages: u64,
+        sequence: Sequence,
     ) -> Result<Step, Errno> {
-        let mut window = pages.min(WINDOW);
-        loop {
-            let sequence = machine.invalidations.snapshot();
-            let hva = slot.hva(gfn);
-            let memory = hva..hva.wrapping_add(window * PAGE_SIZE);
-            machine.host.query(memory, machine.exclusivity(), &mut self.runs)?;
-            let first = self.runs.first().ok_or(Errno::FAULT)?;
-            match first.state {
-                State::NoAccess => return Err(Errno::FAULT),
-                State::Absent => {
-                    window = first.pages.min(window).min(POPULATE);
-                    match populate(machine, slot, gfn, window) {
-                        Ok(()) => continue,
-                        Err(Failure::Again) => return Ok(Step::Retry),
-                        Err(Failure::BadAddress) => return Err(Errno::FAULT),
-                        Err(Failure::Poisoned) => {
-                            // KVM sends the signal and tries again; the signal then ends the call.
-                            signals::raise_poisoned(hva);
-                            return Err(Errno::INTR);
-                        }
-                    }
-                }
-                State::Readable | State::Writable => {}
+        let mut done = 0;
+        for run in &self.runs {
+            if done >= pages || !matches!(run.state, State::Readable | State::Writable) {
+                break;
             }
-            let mut done = 0;
-            for run in &self.runs {
-                if done >= window || !matches!(run.state, State::Readable | State::Writable) {
-                    break;
-                }
-                let at = Gfn::new(gfn.number() + done);
-                let answer = Answer { run: *run, sequence };
-                let progress = machine.map(root, slot, at, window - done, answer, Purpose::PreFault)?;
-                done += progress.pages;
-                if progress.pages < run.pages.min(window) {
-                    break;
-                }
+            let at = Gfn::new(gfn.number() + done);
+            let answer = Answer { run: *run, sequence };
+            let progress = machine.map(root, slot, at, pages - done, answer, Purpose::PreFault)?;
+            done += progress.pages;
+            if progress.pages < run.pages {
+                break;
             }
-            return Ok(if done == 0 { Step::Retry } else { Step::Done(done) });
         }
+        Ok(if done == 0 { Step::Retry } else { Step::Done(done) })
     }
-}
 
-/// Makes pages present as a read would: all of them, or where that fails, the first alone.
-fn populate(machine: &Machine, slot: &Slot, gfn: Gfn, pages: u64) -> Result<(), Failure> {
-    let hva = slot.hva(gfn);
-    let populate = |pages| machine.host.populate(hva..hva.wrapping_add(pages * PAGE_SIZE), Touch::Read);
-    match populate(pages) {
-        Err(_) if pages > 1 => populate(1),
-        result => result,
+    /// Makes pages present as a read would: all of them, or where that fails, the first alone.
+    fn get_pages(&mut self, hva: Hva, pages: u64, signals: &Held) -> Result<(), Failure> {
+        let mut get = |pages| {
+            let range = hva..hva.wrapping_add(pages * PAGE_SIZE);
+            self.getter.populate(range, Touch::Read, || signals.pending())
+        };
+        match get(pages) {
+            Err(Failure::BadAddress | Failure::Poisoned) if pages > 1 => get(1),
+            result => result,
+        }
     }
 }
