@@ -37,12 +37,11 @@ pub(crate) fn tests(lab: &Path, packages: &[&str]) -> Result<Vec<GuestFile>> {
         // Integration tests have the package's programs built too, which are no tests.
         let built =
             build(lab, &["test", "--no-run", "--package", package])?.into_iter().filter(|one| one.is_test);
-        files.extend(
-            built.map(|Executable { name, path, .. }| GuestFile {
-                name: format!("{package}-{name}-test"),
-                path,
-            }),
-        );
+        files.extend(built.map(|Executable { name, kind, path, .. }| GuestFile {
+            // A library and a program of one package often share their name.
+            name: if kind == "test" { format!("{package}-{name}") } else { format!("{package}-{kind}") },
+            path,
+        }));
     }
     Ok(files)
 }
@@ -50,6 +49,8 @@ pub(crate) fn tests(lab: &Path, packages: &[&str]) -> Result<Vec<GuestFile>> {
 #[derive(Debug, PartialEq, Eq)]
 struct Executable {
     name: String,
+    /// The target's kind, such as `lib`, `bin` or `test`.
+    kind: String,
     path: PathBuf,
     is_test: bool,
 }
@@ -81,6 +82,7 @@ struct Message {
 #[derive(Deserialize)]
 struct Target {
     name: String,
+    kind: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -95,7 +97,8 @@ fn executables(messages: &str) -> Vec<Executable> {
         .filter_map(|line| serde_json::from_str::<Message>(line).ok())
         .filter_map(|message| {
             let is_test = message.profile.is_some_and(|profile| profile.test);
-            Some(Executable { name: message.target?.name, path: message.executable?, is_test })
+            let Target { name, kind } = message.target?;
+            Some(Executable { name, kind: kind.into_iter().next()?, path: message.executable?, is_test })
         })
         .collect()
 }
@@ -107,13 +110,18 @@ mod tests {
     #[test]
     fn only_messages_with_an_executable_count() {
         let messages = r#"
-{"reason":"compiler-artifact","target":{"name":"serde"},"profile":{"test":false},"executable":null}
-{"reason":"compiler-artifact","target":{"name":"tool"},"profile":{"test":false},"executable":"/t/tool"}
-{"reason":"compiler-artifact","target":{"name":"linux"},"profile":{"test":true},"executable":"/t/linux-1f"}
+{"reason":"compiler-artifact","target":{"name":"serde","kind":["lib"]},"profile":{"test":false},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"tool","kind":["bin"]},"profile":{"test":false},"executable":"/t/tool"}
+{"reason":"compiler-artifact","target":{"name":"linux","kind":["test"]},"profile":{"test":true},"executable":"/t/linux-1f"}
 {"reason":"build-finished","success":true}"#;
-        let executable =
-            |name: &str, path: &str, is_test| Executable { name: name.into(), path: path.into(), is_test };
-        let expected = [executable("tool", "/t/tool", false), executable("linux", "/t/linux-1f", true)];
+        let executable = |name: &str, kind: &str, path: &str, is_test| Executable {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            path: path.into(),
+            is_test,
+        };
+        let expected =
+            [executable("tool", "bin", "/t/tool", false), executable("linux", "test", "/t/linux-1f", true)];
         assert_eq!(executables(messages), expected);
     }
 }
