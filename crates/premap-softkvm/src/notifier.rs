@@ -2,12 +2,15 @@
 //!
 //! Linux tells its KVM by itself. A user-space KVM can't be told by the host's kernel, so whoever changes memory behind a
 //! slot says so: `munmap`, `mprotect`, `mremap`, `madvise` with `MADV_DONTNEED`, a hole punched in a memfd or a shorter
-//! file, and a `fork`. Touching memory, and making it present, needs no word.
+//! file, and a `fork`. Touching memory, and making it present, needs no word: a copy that it makes lies at the same
+//! host-virtual address, and so does the mapping. Who wants such copies to cost the guest a fault, as they do on Linux,
+//! lets them be [observed](Notifier::observe).
 
 use std::ops::Range;
 
-use premap_address::Hva;
+use premap_address::{Hva, PAGE_SIZE, PageSize};
 
+use crate::host::State;
 use crate::machine::Machine;
 
 /// The VM's ear for changes of host memory.
@@ -41,6 +44,24 @@ impl<'vm> Notifier<'vm> {
     pub fn invalidate<R>(&self, memory: &Range<Hva>, change: impl FnOnce() -> R) -> R {
         let _under_way = self.begin(memory);
         change()
+    }
+
+    /// Runs `touch`, which reads, writes or populates `memory`, and unmaps what the host has changed meanwhile: pages that
+    /// it copied, and huge pages that it split.
+    pub fn observe<R>(&self, memory: &Range<Hva>, touch: impl FnOnce() -> R) -> R {
+        // A huge page changes as a whole.
+        let end = memory.end.checked_align_up(PageSize::Size2M).unwrap_or(memory.end);
+        let whole = memory.start.align_down(PageSize::Size2M)..end;
+        let before = self.machine.host.pages_of(&whole);
+        let value = touch();
+        let after = self.machine.host.pages_of(&whole);
+        for ((page, before), (_, after)) in before.zip(after) {
+            let was_present = matches!(before.0, State::Readable | State::Writable);
+            if was_present && before != after {
+                drop(self.begin(&(page..page.wrapping_add(PAGE_SIZE))));
+            }
+        }
+        value
     }
 
     /// Says that the process forked, or lets KSM merge `memory`: its private pages are shared from here on, and a write

@@ -103,6 +103,22 @@ impl Host {
         self.pages.query(&vma, range.start..range.end.min(vma.end), exclusivity, runs)
     }
 
+    /// What the host has at each page of `range`, and the size of its mapping; nothing where it can't be asked.
+    pub(crate) fn pages_of(
+        &self,
+        range: &Range<Hva>,
+    ) -> impl Iterator<Item = (Hva, (State, PageSize))> + use<> {
+        let (mut all, mut runs) = (Vec::new(), Vec::new());
+        let mut from = range.start;
+        while from < range.end && self.query(from..range.end, Exclusivity::Ask, &mut runs).is_ok() {
+            all.append(&mut runs);
+            from = all.last().map_or(range.end, |run| run.start.wrapping_add(run.pages * PAGE_SIZE));
+        }
+        all.into_iter().flat_map(|run| {
+            (0..run.pages).map(move |page| (run.start.wrapping_add(page * PAGE_SIZE), (run.state, run.size)))
+        })
+    }
+
     /// Whether the mapping at `hva` may be written at all.
     pub(crate) fn may_write(&self, hva: Hva) -> Result<bool, Errno> {
         Ok(self.mappings.covering(hva)?.is_some_and(|vma| vma.write))

@@ -91,3 +91,6 @@ impl SoftVm {
         self.machine.kill();
     }
 }
+
+#[cfg(test)]
+mod tests;
