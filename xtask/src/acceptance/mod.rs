@@ -5,76 +5,12 @@
 //! which an emulator on a busy machine makes noisy: [`Kind`] says which. Only times may be measured again, and they are
 //! judged by the shortest of all attempts, since what disturbs a measurement only ever makes it longer.
 
-use serde::Deserialize;
+mod run;
+
+pub(crate) use run::Run;
 
 /// How many times a case whose times fall short is measured in all.
 pub(crate) const ATTEMPTS: usize = 3;
-
-/// What a strategy cost, as `premap run --json` tells it. Fields that nothing is expected of are left out.
-#[derive(Clone, Debug, Deserialize)]
-struct Row {
-    strategy: String,
-    backing: String,
-    pages: u64,
-    vcpus: u64,
-    host: HostStage,
-    second: SecondStage,
-    guest: Guest,
-    total_ns: u64,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct HostStage {
-    ns: u64,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct SecondStage {
-    ns: u64,
-    supported: bool,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Guest {
-    ns: u64,
-    faults: u64,
-}
-
-impl Row {
-    /// The time spent on mapping memory ahead.
-    fn ahead_ns(&self) -> u64 {
-        self.host.ns + self.second.ns
-    }
-}
-
-/// What one command printed: a row a strategy.
-#[derive(Debug)]
-pub(crate) struct Run(Vec<Row>);
-
-impl Run {
-    /// Reads the output of `premap run --json`.
-    pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(json).map(Self).map_err(|error| format!("not the JSON of premap run: {error}"))
-    }
-
-    fn row(&self, strategy: &str) -> Result<&Row, String> {
-        self.0
-            .iter()
-            .find(|row| row.strategy == strategy)
-            .ok_or_else(|| format!("there is no row {strategy}"))
-    }
-
-    /// Takes the shorter times of an earlier attempt at the same command.
-    pub(crate) fn take_shorter_times(&mut self, earlier: &Self) {
-        for row in &mut self.0 {
-            let Ok(other) = earlier.row(&row.strategy) else { continue };
-            row.host.ns = row.host.ns.min(other.host.ns);
-            row.second.ns = row.second.ns.min(other.second.ns);
-            row.guest.ns = row.guest.ns.min(other.guest.ns);
-            row.total_ns = row.total_ns.min(other.total_ns);
-        }
-    }
-}
 
 /// Whether an expectation may be tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,20 +271,5 @@ mod tests {
         check(PARALLEL, &[run(1, 1000), run(2, 702)], &["two vCPUs"]);
         check(PARALLEL, &[run(1, 1000), run(1, 500)], &["two vCPUs"]);
         check(PARALLEL, &[run(1, 1000)], &["two vCPUs"]);
-    }
-
-    #[test]
-    fn times_are_the_shortest_of_all_attempts_and_counts_the_last() {
-        let parse = |row: Value| Run::parse(&serde_json::to_vec(&[row]).unwrap()).unwrap();
-        let mut last = parse(row("two-stage", 800, 200, 4));
-        last.take_shorter_times(&parse(row("two-stage", 900, 100, 3)));
-        let row = last.row("two-stage").unwrap();
-        assert_eq!((row.host.ns, row.guest.ns, row.total_ns, row.guest.faults), (400, 100, 1000, 4));
-    }
-
-    #[test]
-    fn other_output_is_refused_with_a_reason() {
-        assert!(Run::parse(b"error: no KVM").unwrap_err().contains("JSON"));
-        assert!(Run::parse(b"[{\"strategy\":\"demand\"}]").is_err());
     }
 }
