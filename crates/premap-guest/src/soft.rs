@@ -52,11 +52,12 @@ impl Kernel for Soft {
 impl MachineVm for SoftVm {
     /// No kernel tells a user-space KVM, so it is told here.
     fn change_host_memory<R>(&self, memory: &Range<Hva>, change: impl FnOnce() -> R) -> R {
-        self.notifier().invalidate(memory, change)
+        let notifier = self.notifier();
+        notifier.observe(memory, || notifier.invalidate(memory, change))
     }
 
-    fn touch_host_memory<R>(&self, _: &Range<Hva>, touch: impl FnOnce() -> R) -> R {
-        touch()
+    fn touch_host_memory<R>(&self, memory: &Range<Hva>, touch: impl FnOnce() -> R) -> R {
+        self.notifier().observe(memory, touch)
     }
 }
 
