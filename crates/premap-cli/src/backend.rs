@@ -5,6 +5,7 @@ use premap_guest::{Kernel, Linux, Machine, MachineError, Soft};
 use premap_kvm::{Errno, probe};
 use premap_softkvm::Profile;
 
+use crate::failure::tell;
 use crate::options;
 
 /// A KVM to make machines on.
@@ -23,11 +24,11 @@ pub(crate) fn choose(asked: options::Backend, profile: Profile) -> anyhow::Resul
         },
         options::Backend::Auto => Ok(match pre_faulting() {
             Ok(linux) => {
-                eprintln!("premap: on /dev/kvm, Linux {}, which can pre-fault", linux.release());
+                tell(format_args!("on /dev/kvm, Linux {}, which can pre-fault", linux.release()));
                 Backend::Kvm(linux)
             }
             Err(reason) => {
-                eprintln!("premap: on the software KVM, as Linux {profile}, since {reason}");
+                tell(format_args!("on the software KVM, as Linux {profile}, since {reason}"));
                 Backend::Soft(Soft::new(profile))
             }
         }),

@@ -1,13 +1,18 @@
 //! How the command fails: one line on stderr that names the value and the remedy, and an exit code.
 
 use std::error::Error;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// The exit code of bad use; a failure's is 1.
 const BAD_USE: u8 = 2;
+
+/// Says something on stderr. Where nobody can hear it, the exit code has to do.
+pub(crate) fn tell(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "premap: {line}");
+}
 
 /// A flag's value that can't be served, with its remedy.
 #[derive(Debug)]
@@ -29,7 +34,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(gone) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("premap: {}", one_line(&format!("{error:#}")));
+    tell(format_args!("{}", one_line(&format!("{error:#}"))));
     if error.is::<BadUse>() { ExitCode::from(BAD_USE) } else { ExitCode::FAILURE }
 }
 
@@ -46,7 +51,7 @@ pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
             ExitCode::from(BAD_USE)
         }
         _ => {
-            eprintln!("premap: {}", usage_line(error));
+            tell(format_args!("{}", usage_line(error)));
             ExitCode::from(BAD_USE)
         }
     }

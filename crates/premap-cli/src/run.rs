@@ -8,7 +8,7 @@ use premap::Stage;
 use premap_guest::{Backing, Kernel, Memory};
 
 use crate::backend::{self, Backend};
-use crate::failure::BadUse;
+use crate::failure::{BadUse, tell};
 use crate::first_touch::{Outcome, Setting, measure};
 use crate::host_memory;
 use crate::options;
@@ -71,7 +71,7 @@ fn run_on<K: Kernel>(kernel: &K, options: &options::Run) -> anyhow::Result<ExitC
     }
     let common = Common { backend: K::NAME, kernel: kernel.release(), setting };
     let text = if options.json { json::array(&common, &outcomes)? } else { table::text(&common, &outcomes) };
-    stdout().lock().write_all(text.as_bytes())?;
+    stdout().lock().write_all(text.as_bytes()).context("writing to stdout")?;
     Ok(told_failures(&outcomes))
 }
 
@@ -87,11 +87,11 @@ fn told_failures(outcomes: &[Outcome]) -> ExitCode {
             };
             if report.failed > 0 {
                 let why = outcome.shortfall(stage).map(|reason| reason.to_string()).unwrap_or_default();
-                eprintln!(
-                    "premap: {}: {} failed at the {stage_name} stage: {why}",
+                tell(format_args!(
+                    "{}: {} failed at the {stage_name} stage: {why}",
                     outcome.strategy.name(),
                     Size(report.failed)
-                );
+                ));
                 code = ExitCode::FAILURE;
             }
         }

@@ -2,8 +2,8 @@
 
 mod command;
 
-use std::io::Read;
-use std::process::{Command, Stdio};
+use std::io::{PipeWriter, pipe};
+use std::process::Command;
 
 use command::premap;
 
@@ -60,18 +60,27 @@ fn help_goes_to_stdout_and_succeeds() {
     assert_eq!(premap("").code, Some(2));
 }
 
+/// The end of a pipe whose reader is gone already.
+fn unheard() -> PipeWriter {
+    let (_, writer) = pipe().expect("a pipe can be made");
+    writer
+}
+
 #[test]
 fn a_reader_who_goes_away_is_no_failure() {
     for arguments in [vec!["run", "--backend", "soft", "--memory", "4M"], vec!["run", "--help"]] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_premap"))
-            .args(&arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        drop(child.stdout.take());
-        let mut stderr = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-        assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""), "{arguments:?}");
+        let done =
+            Command::new(env!("CARGO_BIN_EXE_premap")).args(&arguments).stdout(unheard()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&done.stderr);
+        assert_eq!((done.status.code(), stderr.as_ref()), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_closed_stderr_is_no_panic() {
+    for arguments in ["--memory=0", "--memory=1024T"] {
+        let status =
+            Command::new(env!("CARGO_BIN_EXE_premap")).args(["run", arguments]).stderr(unheard()).status();
+        assert_eq!(status.unwrap().code(), Some(2), "{arguments}");
     }
 }

@@ -14,6 +14,7 @@ mod userfaultfd;
 use std::io::{Write, stdout};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use premap_guest::Linux;
 
 use crate::options;
@@ -23,7 +24,7 @@ use check::{Check, Verdict};
 pub(crate) fn run(options: options::Doctor) -> anyhow::Result<ExitCode> {
     let verdict = Verdict::of(examine());
     let text = if options.json { verdict.json()? } else { verdict.text() };
-    stdout().lock().write_all(text.as_bytes())?;
+    stdout().lock().write_all(text.as_bytes()).context("writing to stdout")?;
     Ok(if verdict.works() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -24,6 +24,7 @@ pub(super) fn sentences(common: &Common, outcomes: &[Outcome]) -> Vec<String> {
         said.extend(alone(common, demand, second));
     }
     said.extend(outcomes.iter().filter_map(shortfall));
+    said.extend(two.and_then(|two| no_huge_pages(common, two)));
     if common.backend == "soft" {
         said.push(
             "The counts are what that Linux would show. The times are this software's: compare them with each other \
@@ -91,6 +92,16 @@ fn shortfall(outcome: &Outcome) -> Option<String> {
     Some(format!("{} did not map everything: {reason}.", outcome.strategy.name()))
 }
 
+/// Huge pages that were asked for and not had.
+fn no_huge_pages(common: &Common, two: &Outcome) -> Option<String> {
+    let none = two.unsupported.is_none() && two.mapped.pages_2m == 0;
+    (common.setting.backing == Backing::TransparentHuge && none).then(|| {
+        "The host gave no huge page, so all this holds for pages of 4 KiB: `premap doctor` says whether transparent huge \
+         pages are on."
+            .to_owned()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -148,6 +159,17 @@ mod tests {
         check(Access::Write, &[demand.clone(), outcome(Strategy::SecondOnly, 256, 900)], &[]);
         check(Access::Write, std::slice::from_ref(&demand), &[]);
         check(Access::Read, &[demand, outcome(Strategy::SecondOnly, 0, 900)], &["does as well here"]);
+    }
+
+    #[test]
+    fn huge_pages_that_were_not_had_are_told() {
+        let thp = |pages_2m| {
+            let mut common = common(Access::Write);
+            common.setting.backing = Backing::TransparentHuge;
+            let mapped = MappedPages { pages_2m, ..MappedPages::default() };
+            sentences(&common, &[Outcome { mapped, ..outcome(Strategy::TwoStage, 0, 1) }]).len()
+        };
+        assert_eq!((thp(0), thp(1)), (1, 0));
     }
 
     #[test]
