@@ -55,11 +55,24 @@ impl<'vm> Notifier<'vm> {
         let before = self.machine.host.pages_of(&whole);
         let value = touch();
         let after = self.machine.host.pages_of(&whole);
+        let mut changed: Option<Range<Hva>> = None;
         for ((page, before), (_, after)) in before.zip(after) {
             let was_present = matches!(before.0, State::Readable | State::Writable);
-            if was_present && before != after {
-                drop(self.begin(&(page..page.wrapping_add(PAGE_SIZE))));
+            if !was_present || before == after {
+                continue;
             }
+            let next = page.wrapping_add(PAGE_SIZE);
+            changed = match changed.take() {
+                Some(range) if range.end == page => Some(range.start..next),
+                Some(range) => {
+                    drop(self.begin(&range));
+                    Some(page..next)
+                }
+                None => Some(page..next),
+            };
+        }
+        if let Some(range) = changed {
+            drop(self.begin(&range));
         }
         value
     }
