@@ -128,7 +128,7 @@ fn is_ignored(signal: libc::c_int) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
     use super::*;
 
@@ -159,6 +159,35 @@ mod tests {
         assert_eq!(HANDLED.load(Ordering::Relaxed), 0);
         drop(held);
         assert_eq!(HANDLED.load(Ordering::Relaxed), 1);
+    }
+
+    static POISONED: AtomicU64 = AtomicU64::new(0);
+
+    extern "C" fn poisoned(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: the kernel gives a handler with SA_SIGINFO a valid siginfo_t, here of a SIGBUS, which has an address.
+        let (code, address) = unsafe { ((*info).si_code, (*info).si_addr()) };
+        // BUS_MCEERR_AR
+        if code == 4 {
+            POISONED.store(address.addr() as u64, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_poisoned_page_is_told_by_sigbus_with_its_address_even_while_signals_are_held() {
+        // SAFETY: zeroed bytes are a valid sigaction, the handler stores to an atomic only, and the one that was there
+        // before is put back; all pointers are to locals that outlive the calls.
+        unsafe {
+            let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+            action.sa_sigaction = poisoned as *const () as libc::sighandler_t;
+            action.sa_flags = libc::SA_SIGINFO;
+            let mut before = MaybeUninit::uninit();
+            assert_eq!(libc::sigaction(libc::SIGBUS, &raw const action, before.as_mut_ptr()), 0);
+            let held = Held::new();
+            raise_poisoned(premap_address::Hva::new(0x1234_5000));
+            drop(held);
+            libc::sigaction(libc::SIGBUS, before.as_ptr(), ptr::null_mut());
+        }
+        assert_eq!(POISONED.load(Ordering::Relaxed), 0x1234_5000);
     }
 
     #[test]

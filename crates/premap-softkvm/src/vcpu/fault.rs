@@ -23,6 +23,7 @@ use crate::host::{Exclusivity, Failure, Run, State, Touch};
 use crate::machine::Machine;
 use crate::memslots::{Protection, State as SlotState};
 use crate::second_stage::{Answer, Purpose};
+use crate::signals::raise_poisoned;
 
 /// What came of a fault: KVM's `RET_PF_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +162,11 @@ impl Machine {
                 Ok(None) => {}
                 Err(Failure::Again | Failure::Interrupted) => thread::yield_now(),
                 Err(Failure::BadAddress) => return Err(Errno::FAULT),
-                Err(Failure::Poisoned) => return Err(Errno::HWPOISON),
+                Err(Failure::Poisoned) => {
+                    // The signal is what the VMM acts on; KVM_RUN itself then ends with EINTR.
+                    raise_poisoned(hva);
+                    return Err(Errno::INTR);
+                }
             }
         }
     }
