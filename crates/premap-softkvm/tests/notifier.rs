@@ -53,28 +53,6 @@ fn a_part_of_a_huge_mapping_takes_all_of_it() {
 }
 
 #[test]
-fn a_copy_that_was_observed_is_faulted_in_again_and_one_that_was_not_is_kept() {
-    for (observed, left) in [(true, 6), (false, 8)] {
-        let memory = Memory::anonymous(8);
-        let vm = vm(Profile::V7_2);
-        attach(&vm, 0, 0, GPA, &memory);
-        let mut vcpu = vm.create_vcpu(0).unwrap();
-        // Mapped ahead without a page behind it, the memory is the zero page: a write must copy it.
-        pre_fault_all(&mut vcpu, GPA, 8);
-        let write = || memory.populate_write(2..4);
-        if observed {
-            vm.notifier().observe(&memory.range(2..4), write)
-        } else {
-            write()
-        }
-        assert_eq!(mapped(&vm), [left, 0, 0]);
-        // What was copied before is not copied again: nothing changes, nothing is unmapped.
-        vm.notifier().observe(&memory.range(2..4), write);
-        assert_eq!(mapped(&vm), [left, 0, 0]);
-    }
-}
-
-#[test]
 fn memory_that_lies_behind_two_slots_goes_from_both() {
     let memory = Memory::memfd(8);
     let vm = vm(Profile::V6_12);
