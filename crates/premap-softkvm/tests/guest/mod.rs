@@ -52,6 +52,21 @@ impl Memory {
         Some(memory)
     }
 
+    /// Memory of the huge page pool, private or shared, or `None` where the pool is too small.
+    pub(crate) fn hugetlb(pages: u64, flags: MapFlags) -> Option<Self> {
+        let memory = Self::reserve(pages);
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = flags | MapFlags::FIXED | MapFlags::HUGETLB;
+        // SAFETY: maps over the reservation just made, which nobody else knows.
+        match unsafe { mmap_anonymous(memory.start, memory.bytes, protection, flags) } {
+            Ok(_) => Some(memory),
+            Err(errno) => {
+                println!("skipped: no {pages} pages from the huge page pool: {errno}");
+                None
+            }
+        }
+    }
+
     /// A memfd, mapped shared.
     pub(crate) fn memfd(pages: u64) -> Self {
         Self::of_file(pages, MapFlags::SHARED)
