@@ -10,19 +10,15 @@ use premap_kvm::{Errno, probe};
 
 const BASE: Gpa = Gpa::new(4 << 30);
 
-/// `/dev/kvm`, or `None` and the reason on stderr where it can't be had.
+/// `/dev/kvm`, unless it can't be had.
 fn linux() -> Option<Linux> {
-    match Linux::open() {
-        Ok(linux) => Some(linux),
-        Err(error) => {
-            assert!(
-                std::env::var_os("PREMAP_REQUIRE_KVM").is_none(),
-                "PREMAP_REQUIRE_KVM is set, but {error}"
-            );
-            eprintln!("skipped on /dev/kvm: {error}");
-            None
-        }
-    }
+    Linux::open().map_err(|error| skip(&format!("/dev/kvm: {error}"))).ok()
+}
+
+/// Says why a test does not run here. In the lab (`PREMAP_LAB=1`), which exists so that it can, that is a failure.
+fn skip(why: &str) {
+    assert!(std::env::var_os("PREMAP_LAB").is_none_or(|value| value != "1"), "must run in the lab: {why}");
+    eprintln!("skipped: {why}");
 }
 
 /// Runs a test's body on every kernel in reach.
@@ -98,7 +94,7 @@ fn reads_sum_what_the_host_wrote_and_change_nothing<K: Kernel>(kernel: &K) {
 fn every_backing_can_be_touched<K: Kernel>(kernel: &K) {
     for backing in Backing::ALL {
         match Memory::new(4 << 20, backing) {
-            Err(error) if backing == Backing::Hugetlb => eprintln!("skipped {backing}: {error}"),
+            Err(error) if backing == Backing::Hugetlb => skip(&format!("{backing}: {error}")),
             Err(error) => panic!("{backing}: {error}"),
             Ok(memory) => {
                 let mut machine = Machine::new(kernel, 1).unwrap();
@@ -116,7 +112,7 @@ fn a_touch_costs_a_fault_a_page_and_is_counted<K: Kernel>(kernel: &K) {
     let support = probe::pre_fault(lent.vm, &mut lent.vcpus[0]);
     if !support.is_supported() {
         // One such KVM emulates every instruction of a guest like this one, and takes no fault at all.
-        eprintln!("skipped: fault counts are only known where EPT or NPT maps the guest: {support}");
+        skip(&format!("fault counts are only known where EPT or NPT maps the guest: {support}"));
         return;
     }
     machine.map_own_memory(touch(2_000, Access::Write, Order::Ascending).range).unwrap();

@@ -37,7 +37,7 @@ pub(super) fn sentences(common: &Common, outcomes: &[Outcome]) -> Vec<String> {
 
 fn unsupported(outcome: &Outcome) -> Option<String> {
     let why = outcome.unsupported.as_ref()?;
-    Some(format!("There is no second stage here: {why}. Only the host stage was done."))
+    Some(format!("There is no second stage here: {why}. The host stage is all that can be done."))
 }
 
 /// A KVM that takes no faults for its guests at all.
