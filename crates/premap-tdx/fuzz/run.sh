@@ -11,4 +11,4 @@ mkdir -p corpus/tdvf artifacts
 # With a target named, the flags are for the program alone and not for build scripts.
 RUSTFLAGS="--cfg fuzzing -Ccodegen-units=1 $coverage" cargo build --release --target "$target"
 exec "${CARGO_TARGET_DIR:-target}/$target/release/tdvf" corpus/tdvf seeds \
-    -max_total_time="${1:-600}" -max_len=16384 -timeout=1 -rss_limit_mb=512 -artifact_prefix=artifacts/
+    -max_total_time="${1:-600}" -max_len=16384 -timeout=20 -rss_limit_mb=512 -artifact_prefix=artifacts/
