@@ -84,6 +84,7 @@ fn usage_line(error: &clap::Error) -> String {
             let near = context(ContextKind::SuggestedArg).map(|near| format!("did you mean {near}?"));
             format!("{flag}: no such flag; {}", near.unwrap_or_else(|| "see --help".to_owned()))
         }
+        (ErrorKind::MissingRequiredArgument, Some(flag)) => format!("{flag} is missing; see --help"),
         (ErrorKind::ArgumentConflict, Some(flag)) => format!("{flag}: given twice; give it once"),
         _ => {
             // Only clap's first line: what follows is usage and tips.
@@ -135,6 +136,7 @@ mod tests {
         );
         check(&["run", "--memry", "1"], "--memry: no such flag; did you mean --memory?");
         check(&["run", "--json", "--json"], "--json: given twice; give it once");
+        check(&["td", "measure"], "<FILE> is missing; see --help");
         check(&["walk"], "unrecognized subcommand 'walk'; see --help");
         check(&["run", "5"], "5: no such flag; see --help");
     }

@@ -1,4 +1,4 @@
-//! The premap command: run, doctor.
+//! The premap command: run, doctor, td.
 
 mod backend;
 mod doctor;
@@ -10,6 +10,7 @@ mod output;
 mod run;
 mod size;
 mod strategy;
+mod td;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     let done = match &options.command {
         Command::Run(options) => run::run(options),
         Command::Doctor(options) => doctor::run(*options),
+        Command::Td(options) => td::run(options),
     };
     done.unwrap_or_else(|error| failure::report(&error))
 }
