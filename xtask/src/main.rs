@@ -1,6 +1,8 @@
-//! The one entry for developers: test and lab.
+//! The one entry for developers: test, lab, conformance, bench.
 
 mod acceptance;
+mod bench;
+mod conformance;
 mod lab;
 mod packages;
 mod suite;
@@ -17,6 +19,10 @@ use clap::Parser;
 enum Task {
     /// Run a command in a virtual machine whose kernel has KVM with nested paging
     Lab(lab::Options),
+    /// Compare the software KVM with a real kernel, scenario by scenario
+    Conformance(conformance::Options),
+    /// Run a benchmark
+    Bench(bench::Options),
     /// Run every check: formatting, lints, docs, tests on this machine and in the lab
     Test(test::Options),
 }
@@ -24,6 +30,8 @@ enum Task {
 fn main() -> ExitCode {
     match Task::parse() {
         Task::Lab(options) => lab::run_command(options),
+        Task::Conformance(options) => conformance::run(options),
+        Task::Bench(options) => bench::run(&options),
         Task::Test(options) => test::run(&options),
     }
 }
