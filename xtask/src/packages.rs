@@ -82,8 +82,8 @@ mod tests {
         )
         .unwrap();
         assert_eq!(packages[0].loom_tests(), [vec!["--lib", "loom"], vec!["--test", "loom_lock"]]);
-        assert!(packages[0].has_default_features());
+        assert!(packages[0].can_do_without_std());
         assert!(packages[1].loom_tests().is_empty());
-        assert!(!packages[1].has_default_features());
+        assert!(!packages[1].can_do_without_std());
     }
 }
