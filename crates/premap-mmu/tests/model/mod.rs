@@ -4,9 +4,11 @@
 //! where an operation's reach depends on the size of a leaf, it asks the table for the leaves, whose pages it has compared
 //! with its own before.
 
+mod apply;
+
 use premap_mmu::{
-    Access, Attributes, Edges, Flush, Format, Gpa, GpaRange, Heap, Levels, Mapping, NoMirror, Obstacle,
-    PAGE_SIZE, PageSize, PageTable, Permissions, Pfn, Present, Stopped, TracksUse, Use,
+    Attributes, Edges, Format, Gpa, GpaRange, Heap, Levels, Mapping, PAGE_SIZE, PageSize, PageTable,
+    Permissions, Pfn, Present,
 };
 
 /// The first page of the window: 4 MiB below 1 GiB.
@@ -18,6 +20,7 @@ const UNIVERSE: u64 = 1 << 19;
 
 /// An operation on the window, or on a whole GiB.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
 pub(crate) enum Op {
     Map { area: Area, pfn: Shift, permissions: u8, cap: u8, present: u8 },
     Place { page: u16, size: u8, pfn: Shift, permissions: u8, present: u8, valid: bool },
@@ -35,6 +38,7 @@ pub(crate) enum Op {
 
 /// Where.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
 pub(crate) enum Area {
     /// Pages of the window: first and count.
     Pages(u16, u16),
@@ -46,6 +50,7 @@ pub(crate) enum Area {
 
 /// The frame of a page: its own number, moved by a whole number of GiB, or moved so that no large leaf fits.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
 pub(crate) enum Shift {
     Same,
     Aligned,
@@ -59,9 +64,54 @@ struct Page<F: Format> {
     attributes: Attributes<F>,
 }
 
+/// The map: blocks of 512 pages, made when something in them is mapped.
+struct Pages<F: Format>(Vec<Option<Box<Block<F>>>>);
+
+type Block<F> = [Option<Page<F>>; 512];
+
+impl<F: Format> Pages<F> {
+    const ABSENT: Option<Page<F>> = None;
+
+    fn mapped(&self) -> u64 {
+        self.0.iter().flatten().flat_map(|block| block.iter().flatten()).count() as u64
+    }
+
+    fn none_in(&self, pages: std::ops::Range<u64>) -> bool {
+        let mut page = pages.start;
+        while page < pages.end {
+            let next = (page / 512 + 1) * 512;
+            if self.0[index(page / 512)].is_some()
+                && (page..next.min(pages.end)).any(|page| self[page].is_some())
+            {
+                return false;
+            }
+            page = next;
+        }
+        true
+    }
+}
+
+impl<F: Format> std::ops::Index<u64> for Pages<F> {
+    type Output = Option<Page<F>>;
+
+    fn index(&self, page: u64) -> &Option<Page<F>> {
+        match &self.0[index(page / 512)] {
+            Some(block) => &block[index(page % 512)],
+            None => &Self::ABSENT,
+        }
+    }
+}
+
+impl<F: Format> std::ops::IndexMut<u64> for Pages<F> {
+    fn index_mut(&mut self, page: u64) -> &mut Option<Page<F>> {
+        let block = self.0[index(page / 512)].get_or_insert_with(|| Box::new([None; 512]));
+        &mut block[index(page % 512)]
+    }
+}
+
 pub(crate) struct Model<F: Format> {
     table: PageTable<F, Heap>,
-    pages: Vec<Option<Page<F>>>,
+    pages: Pages<F>,
 }
 
 fn at(page: u64) -> Gpa {
@@ -120,44 +170,10 @@ fn pages(range: GpaRange) -> std::ops::Range<u64> {
     range.start().frame().number()..range.end().frame().number()
 }
 
-impl<F: TracksUse> Model<F> {
-    /// Does what only a format with access and dirty bits can, and says whether the operation was one of these.
-    pub(crate) fn apply_tracking(&mut self, op: Op) -> bool {
-        let (area, dirty) = match op {
-            Op::ClearDirty { area } => (area, true),
-            Op::ClearAccessed { area } => (area, false),
-            _ => return false,
-        };
-        let range = area.range();
-        let whole = self.leaves_in(range);
-        let mut told = Vec::new();
-        let tell = |leaf: Mapping<F>| told.push(leaf);
-        let done = if dirty {
-            self.table.test_and_clear_dirty(range, tell)
-        } else {
-            self.table.test_and_clear_accessed(range, tell)
-        };
-        assert_eq!((done.leaves.total(), done.stopped), (told.len() as u64, None));
-        done.flush.complete(|_| ());
-        for leaf in whole {
-            let noted = told.iter().any(|told| told.gpa == leaf.gpa);
-            for page in pages(leaf.range()) {
-                let page = self.pages[index(page)].as_mut().expect("compared before");
-                let used = &mut page.attributes.used;
-                let flag = if dirty { &mut used.dirty } else { &mut used.accessed };
-                assert!(noted || !*flag, "a use was lost");
-                *flag = false;
-            }
-        }
-        self.compare(range);
-        true
-    }
-}
-
 impl<F: Format> Model<F> {
     pub(crate) fn new(levels: Levels) -> Self {
         let table = PageTable::new(Heap, levels).expect("the heap has a frame");
-        Self { table, pages: vec![None; index(UNIVERSE)] }
+        Self { table, pages: Pages((0..UNIVERSE / 512).map(|_| None).collect()) }
     }
 
     /// Attributes as the format can hold them.
@@ -171,324 +187,18 @@ impl<F: Format> Model<F> {
         leaves
     }
 
-    /// The pages that an operation reaches: those of the range, or of every leaf that it touches.
-    fn reach(&self, range: GpaRange, edges: Edges) -> Vec<u64> {
-        match edges {
-            Edges::Split => pages(range).collect(),
-            Edges::Whole => self.leaves_in(range).iter().flat_map(|leaf| pages(leaf.range())).collect(),
-        }
-    }
-
-    /// Does an operation over a range, completing flushes and going on wherever it stops for one of its own.
-    fn drive<'t>(
-        range: GpaRange,
-        mut operation: impl FnMut(
-            GpaRange,
-        )
-            -> (Flush<'t, F, Heap, NoMirror>, Option<Stopped<std::convert::Infallible>>),
-    ) -> Option<Stopped<std::convert::Infallible>>
-    where
-        F: 't,
-    {
-        let mut rest = range;
-        loop {
-            let (flush, stopped) = operation(rest);
-            let owed = flush.is_owed();
-            flush.complete(|_| ());
-            match stopped {
-                Some(Stopped { gpa, obstacle: Obstacle::Frozen }) if F::BREAK_BEFORE_MAKE && owed => {
-                    rest = GpaRange::new(gpa, rest.end().raw() - gpa.raw());
-                }
-                other => return other,
-            }
-        }
-    }
-
-    /// Does an operation on both sides, and compares them.
-    pub(crate) fn apply(&mut self, op: Op) {
-        let range = match op {
-            Op::Map { area, pfn, permissions: choice, cap, present: policy } => {
-                let range = area.range();
-                let attributes = Attributes::new(permissions(choice));
-                let stopped = self.map(
-                    range,
-                    |page| pfn.frame(page),
-                    attributes,
-                    present(policy),
-                    |table, part| {
-                        let first = Pfn::new(pfn.frame(part.start().frame().number()));
-                        table.map(part, first, attributes, size(cap), present(policy))
-                    },
-                );
-                assert!(stopped.is_none_or(|stopped| stopped.obstacle == Obstacle::Conflict));
-                range
-            }
-            Op::Place { page, size: choice, pfn, permissions: access, present: policy, valid } => {
-                let size = size(choice).min(F::LARGEST);
-                let gpa = at(FIRST + u64::from(page) % WINDOW).align_down(size);
-                let pfn = |page| if let Shift::Odd = pfn { page } else { pfn.frame(page) };
-                let range = GpaRange::new(gpa, size.bytes());
-                let attributes = Attributes::new(permissions(access));
-                let frame = Pfn::new(pfn(gpa.frame().number()));
-                let stopped = self.map(range, pfn, attributes, present(policy), |table, part| {
-                    // What a split left to do is of smaller pages.
-                    if part == range {
-                        table.place(gpa, size, frame, attributes, present(policy), || valid)
-                    } else {
-                        let first = Pfn::new(pfn(part.start().frame().number()));
-                        table.map(part, first, attributes, size, present(policy))
-                    }
-                });
-                assert!(stopped.is_none_or(|stopped| stopped.obstacle == Obstacle::Conflict || !valid));
-                range
-            }
-            Op::Fill { page, pages: count, step, present: policy } => {
-                let first = u64::from(page) % WINDOW;
-                let count = 1 + u64::from(count) % (512 - first % 512);
-                let range = GpaRange::new(at(FIRST + first), count * PAGE_SIZE);
-                self.fill(range, 1 + u64::from(step) % 7, present(policy));
-                range
-            }
-            Op::Cursor { page, pages: count, present: policy } => {
-                let range = Area::Pages(page, count).range();
-                let attributes = Attributes::new(Permissions::ALL);
-                let mut cursor = self.table.cursor(present(policy));
-                for page in pages(range) {
-                    let before = cursor.query(at(page));
-                    let result = cursor.map(at(page), Pfn::new(page), attributes);
-                    let own = &mut self.pages[index(page)];
-                    let larger = before.is_some_and(|leaf| leaf.page_size != PageSize::Size4K);
-                    assert_eq!(before.is_some(), own.is_some());
-                    match (before, present(policy)) {
-                        (Some(leaf), Present::Rebuild) if !larger && leaf.pfn.number() != page => {
-                            assert_eq!(result, Err(Obstacle::Conflict));
-                        }
-                        (Some(_), policy) if larger || policy != Present::Rebuild => {
-                            assert_eq!(result, Ok(()))
-                        }
-                        _ => {
-                            let attributes = Self::normal(attributes, PageSize::Size4K);
-                            *own = Some(Page { pfn: page, attributes });
-                            assert_eq!(result, Ok(()));
-                        }
-                    }
-                }
-                cursor.finish().flush.complete(|_| ());
-                range
-            }
-            Op::Unmap { area, split } => {
-                let range = area.range();
-                self.unmap(range, edges(split));
-                range
-            }
-            Op::Protect { area, permissions: choice, split } => {
-                let range = area.range();
-                let permissions = permissions(choice);
-                let reached = self.reach(range, edges(split));
-                let stopped = Self::drive(range, |part| {
-                    let done = self.table.protect(part, permissions, edges(split));
-                    (done.flush, done.stopped)
-                });
-                assert_eq!(stopped, None);
-                for page in reached {
-                    if let Some(page) = &mut self.pages[index(page)] {
-                        let attributes = Attributes { permissions, ..page.attributes };
-                        page.attributes = Self::normal(attributes, PageSize::Size4K);
-                    }
-                }
-                range
-            }
-            Op::WriteProtect { area, split } => {
-                let range = area.range();
-                let reached = self.reach(range, edges(split));
-                let stopped = Self::drive(range, |part| {
-                    let done = self.table.write_protect(part, edges(split));
-                    (done.flush, done.stopped)
-                });
-                assert_eq!(stopped, None);
-                for page in reached {
-                    if let Some(page) = &mut self.pages[index(page)] {
-                        let raw = F::leaf(Pfn::new(0), PageSize::Size4K, page.attributes);
-                        page.attributes = F::attributes(F::write_protected(raw), PageSize::Size4K);
-                    }
-                }
-                range
-            }
-            Op::Touch { page, access } => {
-                let page = FIRST + u64::from(page) % WINDOW;
-                let access = [Access::Read, Access::Write, Access::Execute][usize::from(access) % 3];
-                let result = self.table.view().access(at(page), access);
-                let own = &mut self.pages[index(page)];
-                let allowed = own.is_some_and(|page| page.attributes.permissions.permits(access));
-                assert_eq!(result.is_ok(), allowed, "{result:?}");
-                if let Some(page) = own.as_mut().filter(|_| allowed) {
-                    let raw = F::leaf(Pfn::new(0), PageSize::Size4K, page.attributes);
-                    let touched = F::touch(raw, access).expect("allowed");
-                    page.attributes = F::attributes(touched, PageSize::Size4K);
-                }
-                GpaRange::new(at(page), PAGE_SIZE)
-            }
-            Op::Split { area, size: choice } => {
-                let range = area.range();
-                let stopped = Self::drive(range, |part| {
-                    let done = self.table.split(part, size(choice));
-                    assert_eq!(done.replaced.pages(), done.replacing.pages());
-                    (done.flush, done.stopped)
-                });
-                assert_eq!(stopped, None);
-                let small = |leaf: &Mapping<F>| leaf.page_size <= size(choice);
-                assert!(self.leaves_in(range).iter().all(small));
-                range
-            }
-            Op::Collapse { area, size: choice } => {
-                let range = area.range();
-                let size = size(choice).clamp(PageSize::Size2M, F::LARGEST);
-                let done = self.table.collapse(range, size);
-                assert_eq!((done.replaced.pages(), done.stopped), (done.replacing.pages(), None));
-                done.flush.complete(|_| ());
-                range
-            }
-            Op::ClearDirty { .. } | Op::ClearAccessed { .. } => return,
-        };
-        self.compare(range);
-    }
-
-    fn map<'t>(
-        &'t mut self,
-        range: GpaRange,
-        pfn: impl Fn(u64) -> u64,
-        attributes: Attributes<F>,
-        present: Present,
-        operation: impl Fn(&'t PageTable<F, Heap>, GpaRange) -> premap_mmu::Mapped<'t, F, Heap, NoMirror>,
-    ) -> Option<Stopped<std::convert::Infallible>> {
-        let Self { table, pages: own } = self;
-        let (mut mapped, mut replaced, mut spurious) = (0, 0, 0);
-        let stopped = Self::drive(range, |part| {
-            let done = operation(table, part);
-            mapped += done.mapped.pages();
-            replaced += done.replaced.pages();
-            spurious += done.spurious;
-            (done.flush, done.stopped)
-        });
-        let end = stopped.map_or(range.end(), |stopped| stopped.gpa);
-        let (mut new, mut old) = (0, 0);
-        let attributes = Self::normal(attributes, PageSize::Size4K);
-        for page in range.start().frame().number()..end.frame().number() {
-            let mapping = Page { pfn: pfn(page), attributes };
-            match &mut own[index(page)] {
-                none @ None => {
-                    *none = Some(mapping);
-                    new += 1;
-                }
-                Some(there) => {
-                    old += 1;
-                    if present == Present::Rebuild {
-                        assert_eq!(there.pfn, mapping.pfn, "a conflict was passed by");
-                        there.attributes = attributes;
-                    }
-                }
-            }
-        }
-        if let Some(Stopped { gpa, obstacle: Obstacle::Conflict }) = stopped {
-            let differs = |page: u64| own[index(page)].is_some_and(|there| there.pfn != pfn(page));
-            assert!((gpa.frame().number()..range.end().frame().number()).any(differs), "no conflict");
-        }
-        assert_eq!(mapped - replaced, new);
-        assert!(present != Present::Keep || spurious == old, "{spurious} told as spurious of {old}");
-        // A table that gave way to a larger leaf took its own attributes along.
-        for leaf in {
-            let mut leaves = Vec::new();
-            table.for_each(range, |leaf| leaves.push(leaf));
-            leaves
-        } {
-            for page in pages(leaf.range()) {
-                if present != Present::Keep
-                    && leaf.page_size != PageSize::Size4K
-                    && let Some(there) = &mut own[index(page)]
-                {
-                    let used = there.attributes.used;
-                    let used = Use {
-                        accessed: used.accessed && leaf.attributes.used.accessed,
-                        dirty: used.dirty && leaf.attributes.used.dirty,
-                    };
-                    there.attributes = leaf.attributes.with_use(used);
-                }
-            }
-        }
-        stopped
-    }
-
-    fn fill(&mut self, range: GpaRange, step: u64, present: Present) {
-        let attributes = Attributes::new(Permissions::READ_WRITE);
-        let leaf = |gpa: Gpa| {
-            let page = gpa.frame().number();
-            page.is_multiple_of(step).then(|| (Pfn::new(page), attributes))
-        };
-        let before: Vec<_> = self.leaves_in(range);
-        let stopped = Self::drive(range, |part| {
-            let done = self.table.fill(part, present, || true, leaf);
-            (done.flush, done.stopped)
-        });
-        let end = stopped.map_or(range.end(), |stopped| stopped.gpa);
-        assert!(stopped.is_none_or(|stopped| stopped.obstacle == Obstacle::Conflict));
-        let under_large = before.first().is_some_and(|leaf| leaf.page_size != PageSize::Size4K)
-            && present != Present::Rebuild;
-        for page in range.start().frame().number()..end.frame().number() {
-            let own = &mut self.pages[index(page)];
-            if page.is_multiple_of(step) && !under_large && (own.is_none() || present == Present::Rebuild) {
-                let attributes = Self::normal(attributes, PageSize::Size4K);
-                *own = Some(Page { pfn: page, attributes });
-            }
-        }
-    }
-
-    fn unmap(&mut self, range: GpaRange, edges: Edges) {
-        let reached = self.reach(range, edges);
-        let mut gone = 0;
-        let stopped = Self::drive(range, |part| {
-            let done = self.table.unmap(part, edges);
-            gone += done.leaves.pages();
-            if let (Some(hull), true) = (done.flush.range(), done.stopped.is_none()) {
-                // Until the flush is done nothing else is mapped there.
-                if let Some(page) = reached.iter().find(|page| hull.contains(at(**page)))
-                    && self.pages[index(*page)].is_some()
-                    && self.table.walk(at(*page)).is_none()
-                {
-                    let other = Attributes::new(Permissions::READ);
-                    let early = self.table.place(
-                        at(*page),
-                        PageSize::Size4K,
-                        Pfn::new(1),
-                        other,
-                        Present::Keep,
-                        || true,
-                    );
-                    assert_eq!(early.stopped.map(|stopped| stopped.obstacle), Some(Obstacle::Frozen));
-                }
-            }
-            (done.flush, done.stopped)
-        });
-        assert_eq!(stopped, None);
-        let mut mine = 0;
-        for page in reached {
-            mine += u64::from(self.pages[index(page)].take().is_some());
-        }
-        assert_eq!(gone, mine);
-    }
-
     /// Compares the window and a range with the table.
     fn compare(&self, range: GpaRange) {
         let window = GpaRange::new(at(FIRST), WINDOW * PAGE_SIZE);
         for part in [window, range] {
             let mut next = pages(part).start;
-            let absent =
-                |mut between: std::ops::Range<u64>| between.all(|page| self.pages[index(page)].is_none());
+            let absent = |between: std::ops::Range<u64>| self.pages.none_in(between);
             self.table.for_each(part, |leaf| {
                 let inside = leaf.range().intersection(part).expect("it touches the range");
                 assert!(absent(next..pages(inside).start), "a mapping is missing before {leaf:?}");
                 next = pages(inside).end;
                 for page in pages(inside) {
-                    let own = self.pages[index(page)].unwrap_or_else(|| panic!("{leaf:?} is mapped"));
+                    let own = self.pages[page].unwrap_or_else(|| panic!("{leaf:?} is mapped"));
                     assert_eq!(leaf.translate(at(page)).expect("inside").frame().number(), own.pfn);
                     assert_eq!(leaf.attributes.with_use(own.attributes.used), own.attributes);
                     let (found, least) = (leaf.attributes.used, own.attributes.used);
@@ -503,18 +213,18 @@ impl<F: Format> Model<F> {
     pub(crate) fn finish(&self) {
         let everything = GpaRange::new(at(0), UNIVERSE * PAGE_SIZE);
         self.compare(everything);
-        let own = self.pages.iter().flatten().count() as u64;
+        let own = self.pages.mapped();
         assert_eq!((self.table.leaves().pages(), self.table.query(everything)), (own, self.table.leaves()));
         let mut stretched = 0;
         self.table.stretches(everything, |stretch| {
             stretched += stretch.range.pages();
             for (page, pfn) in pages(stretch.range).zip(stretch.pfn.number()..) {
-                assert_eq!(self.pages[index(page)].expect("mapped").pfn, pfn);
+                assert_eq!(self.pages[page].expect("mapped").pfn, pfn);
             }
         });
         assert_eq!(stretched, own);
         for page in (FIRST..FIRST + WINDOW).step_by(7) {
-            assert_eq!(self.table.walk(at(page)).is_some(), self.pages[index(page)].is_some());
+            assert_eq!(self.table.walk(at(page)).is_some(), self.pages[page].is_some());
         }
     }
 }
