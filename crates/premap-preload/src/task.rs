@@ -1,0 +1,183 @@
+//! One run, on the library's own thread: from the slots to the report.
+
+use std::ops::Range;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use premap::{Budget, Engine, Plan, Region, Report, Stage, Stages, Stop};
+use premap_exec_settings::{Settings, Strategy, Voice};
+use premap_kvm::linux;
+
+use crate::events::{Event, Journal};
+use crate::kvm::{self, Role};
+use crate::memory::{self, Left, Slot};
+use crate::say::say;
+use crate::{maps, present};
+
+/// What a run is to do.
+pub(crate) struct Task {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) vm: u32,
+    pub(crate) run: u32,
+    pub(crate) fd: RawFd,
+    pub(crate) vcpus: Vec<RawFd>,
+    pub(crate) slots: Vec<Slot>,
+    /// Where memory lies that earlier runs mapped.
+    pub(crate) populated: Vec<Range<u64>>,
+    pub(crate) stop: Stop,
+}
+
+/// What a run has done.
+#[derive(Debug)]
+pub(crate) struct Done {
+    /// Where memory lies that this run and earlier ones mapped.
+    pub(crate) populated: Vec<Range<u64>>,
+}
+
+/// The stages of a strategy, if it has any.
+pub(crate) fn stages(strategy: Strategy) -> Option<Stages> {
+    match strategy {
+        Strategy::TwoStage => Some(Stages::Both),
+        Strategy::HostOnly => Some(Stages::Host),
+        Strategy::SecondOnly => Some(Stages::Second),
+        Strategy::None => None,
+    }
+}
+
+impl Task {
+    /// Maps the slots' memory, and tells of it.
+    ///
+    /// # Errors
+    /// Why nothing could be mapped.
+    pub(crate) fn perform(self) -> Result<Done, String> {
+        let areas = maps::read().map_err(|error| format!("cannot read the address space: {error}"))?;
+        let found = memory::find(self.slots.iter().copied(), &areas);
+        let regions = memory::narrow(found.regions, |range| still_there(range, &self.populated))
+            .map_err(|errno| format!("cannot tell what memory is present: {errno}"))?;
+        let mut populated = self.populated.clone();
+        populated.extend(regions.iter().map(host_range));
+        let report = self.run(regions)?;
+        self.tell(&found.left, &report);
+        Ok(Done { populated: merged(populated) })
+    }
+
+    fn run(&self, regions: Vec<Region>) -> Result<Report, String> {
+        let Some(stages) = stages(self.settings.strategy) else { return Ok(Report::default()) };
+        let plan = Plan::new(regions).map_err(|error| error.to_string())?;
+        let plan = match self.settings.chunk {
+            Some(chunk) => plan.with_chunk(chunk).map_err(|error| error.to_string())?,
+            None => plan,
+        };
+        let gone = |errno| format!("the VM's descriptors are gone: {errno}");
+        let vm = linux::Vm::new(kvm::duplicate(self.fd, Role::Vm).map_err(gone)?);
+        let mut vcpus = Vec::new();
+        for fd in &self.vcpus {
+            match kvm::duplicate(*fd, Role::Vcpu) {
+                Ok(fd) => vcpus.push(linux::Vcpu::new(fd)),
+                // The others will do, if there are any.
+                Err(errno) if vcpus.is_empty() && self.vcpus.len() == 1 => return Err(gone(errno)),
+                Err(_) => {}
+            }
+        }
+        let deadline = self.settings.deadline_ns.and_then(|ns| Instant::now().checked_add(Duration::from_nanos(ns)));
+        let mut engine = Engine::new().vm(&vm).stages(stages).stop(&self.stop);
+        engine = engine.budget(Budget { bytes: None, deadline });
+        if let Some(threads) = self.settings.host_threads {
+            engine = engine.host_threads(threads);
+        }
+        engine.run(&plan, &mut vcpus).map_err(|error| error.to_string())
+    }
+
+    fn tell(&self, left: &[Left], report: &Report) {
+        let Self { vm, run, slots, .. } = self;
+        self.journal.write(&Event::Mapped { vm: *vm, run: *run, vcpus: self.vcpus.len(), slots, left, report });
+        let mib = |bytes: u64| bytes >> 20;
+        if self.settings.voice == Voice::Everything {
+            say(&format!(
+                "VM {vm}, run {run}: {} MiB of {} present on the host, {} MiB mapped in the guest, in {} ms",
+                mib(report.host.mapped),
+                mib(report.asked),
+                mib(report.second.mapped),
+                report.wall_ns / 1_000_000
+            ));
+        }
+        // What was asked for once is complained of once.
+        if let Some(shortfall) = shortfall(report).filter(|_| *run == 1) {
+            say(&format!("VM {vm}: {shortfall}"));
+        }
+    }
+}
+
+/// What a user should know who asked for everything to be mapped.
+fn shortfall(report: &Report) -> Option<String> {
+    if let Some(why) = report.second.unsupported {
+        return Some(format!("the guest's addresses are not mapped ahead, only the host's pages: {why}"));
+    }
+    let failed = report.host.failed + report.second.failed;
+    let why = report.unmapped.iter().find(|lost| lost.reason.fate() == premap::Fate::Failed)?;
+    let stage = match why.stage {
+        Stage::Host => "host",
+        Stage::Second => "second",
+    };
+    Some(format!("{failed} bytes could not be mapped; the first at gpa {}, {stage} stage: {}", why.range, why.reason))
+}
+
+/// Of memory that earlier runs mapped, only what is present still; of new memory, all.
+fn still_there(range: Range<u64>, populated: &[Range<u64>]) -> Result<Vec<Range<u64>>, premap_kvm::Errno> {
+    let mut parts = Vec::new();
+    let mut at = range.start;
+    for known in populated.iter().filter(|known| known.end > range.start && known.start < range.end) {
+        if known.start > at {
+            parts.push(at..known.start);
+        }
+        let part = at.max(known.start)..range.end.min(known.end);
+        at = part.end;
+        parts.extend(present::present(part)?);
+    }
+    if at < range.end {
+        parts.push(at..range.end);
+    }
+    Ok(parts)
+}
+
+fn host_range(region: &Region) -> Range<u64> {
+    region.host.raw()..region.host.raw() + region.range.bytes()
+}
+
+/// The ranges in ascending order, those that touch made one.
+fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut merged: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match merged.last_mut().filter(|last| last.end >= range.start) {
+            Some(last) => last.end = last.end.max(range.end),
+            None => merged.push(range),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_touch_or_overlap_are_one() {
+        assert_eq!(merged(vec![4..6, 0..2, 2..3, 5..9, 12..13]), [0..3, 4..9, 12..13]);
+    }
+
+    #[test]
+    fn new_memory_is_taken_whole() {
+        assert_eq!(still_there(0x1000..0x5000, &[]).unwrap(), [0x1000..0x5000]);
+    }
+
+    #[test]
+    fn a_shortfall_names_the_cause() {
+        let mut report = Report::default();
+        assert_eq!(shortfall(&report), None);
+        report.second.unsupported = Some(premap::Unsupported::NotInKernel);
+        assert!(shortfall(&report).unwrap().contains("6.11"));
+    }
+}
