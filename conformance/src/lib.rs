@@ -10,6 +10,7 @@
 pub mod fixture;
 pub mod reach;
 pub mod scenarios;
+pub mod script;
 pub mod storm;
 
 /// Makes a test of each scenario, on the kernel that `$kernel()` gives, if it gives one.

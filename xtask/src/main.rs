@@ -2,6 +2,7 @@
 
 mod acceptance;
 mod lab;
+mod packages;
 mod suite;
 mod test;
 

@@ -5,10 +5,9 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 
 use crate::lab::kernel::Line;
-use crate::suite;
+use crate::{packages, suite};
 
 /// A part of the checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -57,42 +56,27 @@ pub(crate) fn run(options: &Options) -> ExitCode {
 fn perform(step: Step, options: &Options) -> Result<()> {
     match step {
         Step::Fmt => cargo(&["fmt", "--all", "--check"], &[]),
-        Step::Clippy => cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
-        Step::Docs => cargo(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings".into())]),
-        Step::Host => cargo(&["test", "--workspace"], &[]),
+        Step::Clippy => clippy(),
+        Step::Docs => {
+            let strict = [("RUSTDOCFLAGS", "-D warnings".into())];
+            cargo(&["doc", "--workspace", "--all-features", "--no-deps"], &strict)
+        }
+        Step::Host => cargo(&["test", "--workspace", "--all-features"], &[]),
         Step::Loom => loom(),
         Step::Lab => suite::run(&options.kernel),
     }
 }
 
-fn cargo(arguments: &[&str], environment: &[(&str, OsString)]) -> Result<()> {
-    println!("cargo {}", arguments.join(" "));
-    let status = Command::new(crate::cargo())
-        .args(arguments)
-        .envs(environment.iter().cloned())
-        .current_dir(crate::workspace())
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("cargo {} ended with {status}", arguments.join(" "));
+fn clippy() -> Result<()> {
+    cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"], &[])?;
+    for package in packages::all()?.iter().filter(|package| package.has_default_features()) {
+        cargo(&["clippy", "--package", &package.name, "--no-default-features", "--", "-D", "warnings"], &[])?;
     }
     Ok(())
 }
 
-/// Runs the model checks of every package that depends on loom.
-///
-/// In the library they are the tests with `loom` in their path; a test target whose name starts with `loom` is one
-/// as a whole. Both are compiled with `--cfg loom`, in a target directory of their own.
+/// Runs the model checks, compiled with `--cfg loom` in a target directory of their own.
 fn loom() -> Result<()> {
-    let output = Command::new(crate::cargo())
-        .args(["metadata", "--no-deps", "--format-version", "1"])
-        .current_dir(crate::workspace())
-        .output()
-        .context("cannot run cargo metadata")?;
-    let packages = with_loom(&output.stdout)?;
-    if packages.is_empty() {
-        println!("no package depends on loom");
-    }
     let target = crate::workspace().join("target/loom").into_os_string();
     let preemptions = std::env::var_os("LOOM_MAX_PREEMPTIONS").unwrap_or_else(|| "3".into());
     let environment = [
@@ -100,68 +84,34 @@ fn loom() -> Result<()> {
         ("CARGO_TARGET_DIR", target),
         ("LOOM_MAX_PREEMPTIONS", preemptions),
     ];
-    for package in packages {
-        cargo(&["test", "--release", "--package", &package.name, "--lib", "loom"], &environment)?;
-        for test in &package.tests {
-            cargo(&["test", "--release", "--package", &package.name, "--test", test], &environment)?;
+    for package in packages::all()? {
+        let mut listed = Vec::new();
+        for part in package.loom_tests() {
+            let mut arguments = vec!["test", "--release", "--package", &package.name];
+            arguments.extend(part);
+            cargo(&arguments, &environment)?;
+            arguments.extend(["--", "--list"]);
+            listed.extend(command(&arguments, &environment).output().context("cannot run cargo")?.stdout);
+        }
+        // A model check that is named otherwise would silently never run.
+        if !package.loom_tests().is_empty() && !String::from_utf8_lossy(&listed).contains(": test") {
+            bail!("{} depends on loom and has no test with loom in its path", package.name);
         }
     }
     Ok(())
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct LoomPackage {
-    name: String,
-    tests: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    name: String,
-    dependencies: Vec<Named>,
-    targets: Vec<Named>,
-}
-
-#[derive(Deserialize)]
-struct Named {
-    name: String,
-    #[serde(default)]
-    kind: serde_json::Value,
-}
-
-/// Finds the packages that depend on loom in cargo's metadata.
-fn with_loom(metadata: &[u8]) -> Result<Vec<LoomPackage>> {
-    let metadata: Metadata = serde_json::from_slice(metadata).context("cannot read cargo's metadata")?;
-    let packages = metadata
-        .packages
-        .into_iter()
-        .filter(|package| package.dependencies.iter().any(|one| one.name == "loom"));
-    Ok(packages
-        .map(|package| {
-            let tests = package.targets.into_iter().filter(|target| {
-                target.name.starts_with("loom") && target.kind == serde_json::json!(["test"])
-            });
-            LoomPackage { name: package.name, tests: tests.map(|target| target.name).collect() }
-        })
-        .collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_package_that_depends_on_loom_is_found_with_its_tests() {
-        let metadata = br#"{"packages": [
-            {"name": "a", "dependencies": [{"name": "loom", "kind": null}],
-             "targets": [{"name": "a", "kind": ["lib"]}, {"name": "loom_lock", "kind": ["test"]}, {"name": "x", "kind": ["test"]}]},
-            {"name": "b", "dependencies": [{"name": "serde", "kind": "dev"}], "targets": []}]}"#;
-        let expected = LoomPackage { name: "a".to_owned(), tests: vec!["loom_lock".to_owned()] };
-        assert_eq!(with_loom(metadata).unwrap(), [expected]);
+fn cargo(arguments: &[&str], environment: &[(&str, OsString)]) -> Result<()> {
+    println!("cargo {}", arguments.join(" "));
+    let status = command(arguments, environment).status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo {} ended with {status}", arguments.join(" "));
     }
+    Ok(())
+}
+
+fn command(arguments: &[&str], environment: &[(&str, OsString)]) -> Command {
+    let mut command = Command::new(crate::cargo());
+    command.args(arguments).envs(environment.iter().cloned()).current_dir(crate::workspace());
+    command
 }

@@ -51,9 +51,7 @@ pub fn unmapped_host_memory_fails_to_the_byte<K: Kernel>(kernel: &K) {
     let holed = || {
         let mut fixture = Fixture::new(kernel, 1, 512, Backing::Anonymous);
         let slot = fixture.slot;
-        let mut slots = fixture.machine.slots();
-        let memory = slots.get_mut(slot).expect("the slot is there").memory_mut();
-        memory.revoke(100 * PAGE..103 * PAGE).expect("a part can be taken away");
+        fixture.machine.slots().revoke(slot, 100 * PAGE..103 * PAGE).expect("a part can be taken away");
         fixture
     };
     let mut fixture = holed();

@@ -1,2 +1,29 @@
 //! The premap command: run, doctor.
-fn main() {}
+
+mod backend;
+mod doctor;
+mod failure;
+mod first_touch;
+mod host_memory;
+mod options;
+mod output;
+mod run;
+mod size;
+mod strategy;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use options::{Command, Options};
+
+fn main() -> ExitCode {
+    let options = match Options::try_parse() {
+        Ok(options) => options,
+        Err(error) => return failure::report_usage(&error),
+    };
+    let done = match &options.command {
+        Command::Run(options) => run::run(options),
+        Command::Doctor(options) => doctor::run(*options),
+    };
+    done.unwrap_or_else(|error| failure::report(&error))
+}

@@ -24,12 +24,14 @@ mod linux;
 mod machine;
 mod memory;
 mod slots;
+mod soft;
 mod touch;
 
 pub use backing::{Backing, UnknownBacking};
 pub use error::{GuestError, MachineError, MemoryError};
 pub use linux::{Linux, LinuxVcpu, LinuxVm};
-pub use machine::{Guest, Kernel, Lent, Machine, MappedPages, Run};
+pub use machine::{Guest, Kernel, Lent, Machine, MachineVm, MappedPages, Run};
 pub use memory::Memory;
 pub use slots::{Slot, SlotFlags, SlotId, Slots};
+pub use soft::{Soft, SoftGuest};
 pub use touch::{Access, Order, Slice, Touch, word_of};

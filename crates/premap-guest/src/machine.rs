@@ -1,11 +1,12 @@
 //! A machine: a VM, its vCPUs and its memory, the same on every kernel.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use premap_address::GpaRange;
+use premap_address::{GpaRange, Hva};
 use premap_kvm::{Stats, Vcpu, Vm};
 
 use crate::error::{GuestError, MachineError, call};
@@ -14,8 +15,11 @@ use crate::touch::{Slice, Touch};
 
 /// A KVM on which machines are made.
 pub trait Kernel {
+    /// What users call it.
+    const NAME: &'static str;
+
     /// Its virtual machines.
-    type Vm: Vm + Sync;
+    type Vm: MachineVm;
     /// Their virtual CPUs.
     type Vcpu: Guest + Send;
 
@@ -33,6 +37,16 @@ pub trait Kernel {
 
     /// Which kernel this is: a release, or the profile that the software KVM follows.
     fn release(&self) -> String;
+}
+
+/// A VM whose memory the host may change under it.
+pub trait MachineVm: Vm + Sync {
+    /// Runs `change`, which makes `memory` inaccessible or gives its pages back, in a way that this KVM learns of it.
+    fn change_host_memory<R>(&self, memory: &Range<Hva>, change: impl FnOnce() -> R) -> R;
+
+    /// Runs `touch`, which reads, writes or populates `memory` and so may break copy-on-write, in a way that this KVM
+    /// learns of it.
+    fn touch_host_memory<R>(&self, memory: &Range<Hva>, touch: impl FnOnce() -> R) -> R;
 }
 
 /// A vCPU whose guest touches memory.

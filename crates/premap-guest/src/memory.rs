@@ -112,18 +112,19 @@ impl Memory {
     }
 
     /// Gives pages back to the host: MADV_DONTNEED, or MADV_REMOVE where the memory is shared. They read as zero, or
-    /// as the file's content, when they are touched again.
+    /// as the file's content, when they are touched again. In a slot, [`Slots::discard`](crate::Slots::discard) does it.
     ///
     /// # Errors
     /// What madvise gives.
-    pub fn discard(&self, part: Range<u64>) -> Result<(), MemoryError> {
+    pub fn discard(&mut self, part: Range<u64>) -> Result<(), MemoryError> {
         match self.backing {
             Backing::Memfd => self.advise(part, Advice::LinuxRemove, "MADV_REMOVE"),
             _ => self.advise(part, Advice::LinuxDontNeed, "MADV_DONTNEED"),
         }
     }
 
-    /// Takes a part away for good: the addresses stay reserved, and whoever touches them gets EFAULT or a signal.
+    /// Takes a part away for good: the addresses stay reserved, and whoever touches them gets EFAULT or a signal. In a
+    /// slot, [`Slots::revoke`](crate::Slots::revoke) does it.
     ///
     /// # Errors
     /// What mmap gives.
@@ -243,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_private_file_has_content_before_the_first_write() {
-        let memory = Memory::new(BYTES, Backing::File).unwrap();
+        let mut memory = Memory::new(BYTES, Backing::File).unwrap();
         let first = memory.read_word(0);
         assert_ne!(first, 0);
         memory.write_word(0, 1);
@@ -254,7 +255,7 @@ mod tests {
     #[test]
     fn discarded_pages_read_as_zero() {
         for backing in [Backing::Anonymous, Backing::Memfd] {
-            let memory = Memory::new(BYTES, backing).unwrap();
+            let mut memory = Memory::new(BYTES, backing).unwrap();
             memory.write_word(PAGE_SIZE, 7);
             memory.write_word(0, 7);
             memory.discard(PAGE_SIZE..2 * PAGE_SIZE).unwrap();

@@ -7,13 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::BitOr;
+use std::ops::{BitOr, Range};
 
 use premap_address::{Gpa, GpaRange};
-use premap_kvm::Vm;
 use premap_kvm::abi::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 
-use crate::error::{MachineError, call};
+use crate::error::{MachineError, MemoryError, call};
+use crate::machine::MachineVm;
 use crate::memory::Memory;
 
 /// The number of a memslot.
@@ -82,11 +82,6 @@ impl Slot {
         &self.memory
     }
 
-    /// Its memory, to take parts of it away.
-    pub fn memory_mut(&mut self) -> &mut Memory {
-        &mut self.memory
-    }
-
     fn region(&self, id: SlotId) -> kvm_userspace_memory_region {
         kvm_userspace_memory_region {
             slot: id.0,
@@ -105,7 +100,7 @@ pub struct Slots<'a, V> {
     map: &'a mut BTreeMap<SlotId, Slot>,
 }
 
-impl<'a, V: Vm> Slots<'a, V> {
+impl<'a, V: MachineVm> Slots<'a, V> {
     pub(crate) fn new(vm: &'a V, map: &'a mut BTreeMap<SlotId, Slot>) -> Self {
         Self { vm, map }
     }
@@ -147,15 +142,36 @@ impl<'a, V: Vm> Slots<'a, V> {
         self.tell(&region)
     }
 
+    /// Gives pages of a slot back to the host, as [`Memory::discard`] does.
+    ///
+    /// # Errors
+    /// No such slot, or what madvise gives.
+    pub fn discard(&mut self, id: SlotId, part: Range<u64>) -> Result<(), MachineError> {
+        self.change(id, |memory| memory.discard(part))
+    }
+
+    /// Takes a part of a slot's memory away for good, as [`Memory::revoke`] does: the guest's touches of it fail.
+    ///
+    /// # Errors
+    /// No such slot, or what mmap gives.
+    pub fn revoke(&mut self, id: SlotId, part: Range<u64>) -> Result<(), MachineError> {
+        self.change(id, |memory| memory.revoke(part))
+    }
+
+    fn change(
+        &mut self,
+        id: SlotId,
+        change: impl FnOnce(&mut Memory) -> Result<(), MemoryError>,
+    ) -> Result<(), MachineError> {
+        let memory = &mut self.map.get_mut(&id).ok_or(MachineError::NoSlot(id.0))?.memory;
+        let range = memory.hva()..memory.hva().wrapping_add(memory.bytes());
+        Ok(self.vm.change_host_memory(&range, || change(memory))?)
+    }
+
     /// A slot.
     #[must_use]
     pub fn get(&self, id: SlotId) -> Option<&Slot> {
         self.map.get(&id)
-    }
-
-    /// A slot, to change its memory.
-    pub fn get_mut(&mut self, id: SlotId) -> Option<&mut Slot> {
-        self.map.get_mut(&id)
     }
 
     /// The slots by number.

@@ -6,28 +6,32 @@ use premap_guest::{
     Access, Backing, GuestError, Kernel, Linux, Machine, MachineError, Memory, Order, SlotFlags, SlotId,
     Touch, word_of,
 };
-use premap_kvm::probe;
+use premap_kvm::{Errno, probe};
 
 const BASE: Gpa = Gpa::new(4 << 30);
 
-/// `/dev/kvm`, or `None` and the reason on stderr where it can't be had.
+/// `/dev/kvm`, unless it can't be had.
 fn linux() -> Option<Linux> {
-    match Linux::open() {
-        Ok(linux) => Some(linux),
-        Err(error) => {
-            assert!(
-                std::env::var_os("PREMAP_REQUIRE_KVM").is_none(),
-                "PREMAP_REQUIRE_KVM is set, but {error}"
-            );
-            eprintln!("skipped on /dev/kvm: {error}");
-            None
-        }
-    }
+    Linux::open().map_err(|error| skip(&format!("/dev/kvm: {error}"))).ok()
+}
+
+/// Says why a test does not run here. In the lab (`PREMAP_LAB=1`), which exists so that it can, that is a failure.
+fn skip(why: &str) {
+    assert!(std::env::var_os("PREMAP_LAB").is_none_or(|value| value != "1"), "must run in the lab: {why}");
+    eprintln!("skipped: {why}");
 }
 
 /// Runs a test's body on every kernel in reach.
 macro_rules! on_each_kernel {
     ($($name:ident)+) => {
+        mod on_soft {
+            $(#[test]
+            fn $name() {
+                super::$name(&premap_guest::Soft::new(premap_softkvm::Profile::default()));
+            })+
+        }
+
+
         mod on_linux {
             $(#[test]
             fn $name() {
@@ -47,6 +51,7 @@ on_each_kernel! {
     a_write_to_a_read_only_slot_names_its_address
     a_touch_beyond_the_slots_names_its_address
     slots_come_and_go
+    what_the_host_takes_back_is_seen_by_the_guest
 }
 
 /// A machine with one slot of so many pages at 4 GiB.
@@ -89,7 +94,7 @@ fn reads_sum_what_the_host_wrote_and_change_nothing<K: Kernel>(kernel: &K) {
 fn every_backing_can_be_touched<K: Kernel>(kernel: &K) {
     for backing in Backing::ALL {
         match Memory::new(4 << 20, backing) {
-            Err(error) if backing == Backing::Hugetlb => eprintln!("skipped {backing}: {error}"),
+            Err(error) if backing == Backing::Hugetlb => skip(&format!("{backing}: {error}")),
             Err(error) => panic!("{backing}: {error}"),
             Ok(memory) => {
                 let mut machine = Machine::new(kernel, 1).unwrap();
@@ -107,7 +112,7 @@ fn a_touch_costs_a_fault_a_page_and_is_counted<K: Kernel>(kernel: &K) {
     let support = probe::pre_fault(lent.vm, &mut lent.vcpus[0]);
     if !support.is_supported() {
         // One such KVM emulates every instruction of a guest like this one, and takes no fault at all.
-        eprintln!("skipped: fault counts are only known where EPT or NPT maps the guest: {support}");
+        skip(&format!("fault counts are only known where EPT or NPT maps the guest: {support}"));
         return;
     }
     machine.map_own_memory(touch(2_000, Access::Write, Order::Ascending).range).unwrap();
@@ -149,4 +154,20 @@ fn slots_come_and_go<K: Kernel>(kernel: &K) {
     machine.slots().add(BASE, memory, SlotFlags::NONE).unwrap();
     let run = machine.touch(&touch(8, Access::Read, Order::Ascending)).unwrap();
     assert_eq!(run.sum, (0..8).map(word_of).fold(0, u64::wrapping_add));
+}
+
+fn what_the_host_takes_back_is_seen_by_the_guest<K: Kernel>(kernel: &K) {
+    let (mut machine, slot) = machine(kernel, 1, 8, Backing::Memfd);
+    machine.touch(&touch(8, Access::Write, Order::Ascending)).unwrap();
+    machine.slots().discard(slot, 0..4 * PAGE_SIZE).unwrap();
+    let run = machine.touch(&touch(8, Access::Read, Order::Ascending)).unwrap();
+    assert_eq!(run.sum, (4..8).map(word_of).fold(0, u64::wrapping_add));
+    machine.slots().revoke(slot, 6 * PAGE_SIZE..8 * PAGE_SIZE).unwrap();
+    machine.touch(&touch(6, Access::Write, Order::Ascending)).unwrap();
+    let error = machine.touch(&touch(8, Access::Read, Order::Ascending)).unwrap_err();
+    let efault = GuestError::Call { call: "KVM_RUN", errno: Errno::FAULT };
+    // A KVM that emulates the guest's instructions takes an address without host memory for a device's.
+    let mmio = GuestError::Mmio { gpa: BASE.wrapping_add(6 * PAGE_SIZE), access: Access::Read };
+    let expected = [efault, mmio].map(|error| MachineError::Guest { vcpu: 0, error });
+    assert!(expected.contains(&error), "{error:?}");
 }

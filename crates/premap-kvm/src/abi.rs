@@ -3,8 +3,9 @@
 //! Source of the numbers: `include/uapi/linux/kvm.h`.
 
 pub use kvm_bindings::{
-    KVM_CAP_GUEST_MEMFD, KVM_CAP_PRE_FAULT_MEMORY, KVM_CAP_VM_TYPES, KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MEM_READONLY, kvm_enable_cap, kvm_pre_fault_memory, kvm_userspace_memory_region,
+    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_GUEST_MEMFD, KVM_CAP_PRE_FAULT_MEMORY, KVM_CAP_VM_TYPES,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap,
+    kvm_pre_fault_memory, kvm_userspace_memory_region,
 };
 use rustix::ioctl::{Opcode, opcode};
 

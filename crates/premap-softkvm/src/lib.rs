@@ -1,1 +1,44 @@
 //! A KVM in user space: memslots, fault path, pre-faulting and statistics on real page tables.
+//!
+//! [`SoftVm`] and [`SoftVcpu`] implement the traits of premap-kvm, so that whatever maps and touches guest memory through
+//! them runs where there is no `/dev/kvm`, or none with pre-faulting. It is faithful where a VMM can see: errnos and their
+//! order, how far a range gets, faults and mappings counted, what a change of slots or of host memory takes away. The
+//! releases of Linux that differ there are [`Profile`]s.
+//!
+//! ```text
+//!   SoftVm ---- memslots ------ notifier (the VMM tells of changes behind its slots)
+//!     |            |                |
+//!     |            v                v
+//!   SoftVcpu -> fault, prefault -> invalidation (sequence and retry)
+//!     |            |                |
+//!     |            v                v
+//!     |          host            second_stage --> premap-mmu: a real NPT, walked and filled
+//!     |   (/proc/self/pagemap)      |
+//!     +---- access: walks the table, touches the bytes
+//! ```
+//!
+//! Guest memory is the VMM's own, of any backing. The frame in a second-stage leaf is the host-*virtual* frame
+//! (`hva >> 12`), for that is what user space can reach; what the host's page tables hold is asked of its kernel.
+
+mod access;
+mod config;
+mod host;
+mod invalidation;
+mod machine;
+mod memslots;
+mod notifier;
+mod profile;
+mod role;
+mod roots;
+mod second_stage;
+mod signals;
+mod srcu;
+mod stats;
+mod vcpu;
+mod vm;
+
+pub use config::{PhysicalBits, SoftConfig, Tdp};
+pub use notifier::{Invalidation, Notifier};
+pub use profile::{Profile, UnknownProfile};
+pub use vcpu::{GuestFault, SoftVcpu};
+pub use vm::SoftVm;

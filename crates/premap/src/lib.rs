@@ -35,6 +35,11 @@
 //! The VMM's seccomp filter must allow `ioctl` with request 0xc040aed5, and `madvise` with advice 22 and 23, on the
 //! threads that the engine starts.
 
+// The README's example must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
+
 mod budget;
 mod clock;
 mod control;
@@ -49,6 +54,8 @@ mod report;
 mod run;
 mod second_stage;
 mod tally;
+#[cfg(feature = "vm-memory")]
+pub mod vm_memory;
 mod watchdog;
 
 pub use budget::{Budget, Stop};

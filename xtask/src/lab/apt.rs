@@ -3,7 +3,7 @@
 //! Two source lists share one directory of package lists. *Kernels* has every suite that may hold a kernel, up to
 //! Debian's unstable one. *Host* has only the suites of the release that this machine runs, and its backports: what
 //! runs on the machine itself (QEMU, and the libraries it lacks) comes from there, so that it fits the machine's C
-//! library. Addresses and keyrings come from [`sources`](super::sources).
+//! library. Addresses and keyrings come from [`sources`].
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

@@ -14,12 +14,19 @@ use super::note;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds the `premap` command.
-pub(crate) fn premap(lab: &Path) -> Result<GuestFile> {
-    note!("building premap for the lab");
-    let built = build(lab, &["build", "--package", "premap-cli", "--bin", "premap"])?;
-    let path = built.into_iter().find(|(name, _)| name == "premap").context("cargo built no premap")?.1;
-    GuestFile::from_host(&path)
+/// The workspace's programs that a lab command may name, each with its package.
+const PROGRAMS: [(&str, &str); 2] = [("premap", "premap-cli"), ("conformance", "conformance")];
+
+/// Builds the workspace's program of this name; `None` if there is none.
+pub(crate) fn program(lab: &Path, name: &str) -> Result<Option<GuestFile>> {
+    let Some((_, package)) = PROGRAMS.iter().find(|(known, _)| *known == name) else {
+        return Ok(None);
+    };
+    note!("building {name} for the lab");
+    let built = build(lab, &["build", "--package", package, "--bin", name])?;
+    let found = built.into_iter().find(|executable| executable.name == name);
+    let path = found.with_context(|| format!("cargo built no {name}"))?.path;
+    Ok(Some(GuestFile { name: name.to_owned(), path }))
 }
 
 /// Builds the test programs of packages, each named after its package and target.
@@ -27,19 +34,28 @@ pub(crate) fn tests(lab: &Path, packages: &[&str]) -> Result<Vec<GuestFile>> {
     let mut files = Vec::new();
     for package in packages {
         note!("building the tests of {package} for the lab");
-        for (name, path) in build(lab, &["test", "--no-run", "--package", package])? {
-            let name = if name == package.replace('-', "_") {
-                (*package).to_owned()
-            } else {
-                format!("{package}-{name}")
-            };
-            files.push(GuestFile { name, path });
-        }
+        // Integration tests have the package's programs built too, which are no tests.
+        let built =
+            build(lab, &["test", "--no-run", "--package", package])?.into_iter().filter(|one| one.is_test);
+        files.extend(built.map(|Executable { name, kind, path, .. }| GuestFile {
+            // A library and a program of one package often share their name.
+            name: if kind == "test" { format!("{package}-{name}") } else { format!("{package}-{kind}") },
+            path,
+        }));
     }
     Ok(files)
 }
 
-fn build(lab: &Path, arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+#[derive(Debug, PartialEq, Eq)]
+struct Executable {
+    name: String,
+    /// The target's kind, such as `lib`, `bin` or `test`.
+    kind: String,
+    path: PathBuf,
+    is_test: bool,
+}
+
+fn build(lab: &Path, arguments: &[&str]) -> Result<Vec<Executable>> {
     let output = Command::new(crate::cargo())
         .args(arguments)
         .args(["--release", "--target", TARGET, "--message-format=json-render-diagnostics"])
@@ -60,19 +76,30 @@ fn build(lab: &Path, arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
 struct Message {
     executable: Option<PathBuf>,
     target: Option<Target>,
+    profile: Option<Profile>,
 }
 
 #[derive(Deserialize)]
 struct Target {
     name: String,
+    kind: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
 }
 
 /// Reads the names and paths of the executables from cargo's messages.
-fn executables(messages: &str) -> Vec<(String, PathBuf)> {
+fn executables(messages: &str) -> Vec<Executable> {
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Message>(line).ok())
-        .filter_map(|message| Some((message.target?.name, message.executable?)))
+        .filter_map(|message| {
+            let is_test = message.profile.is_some_and(|profile| profile.test);
+            let Target { name, kind } = message.target?;
+            Some(Executable { name, kind: kind.into_iter().next()?, path: message.executable?, is_test })
+        })
         .collect()
 }
 
@@ -83,9 +110,18 @@ mod tests {
     #[test]
     fn only_messages_with_an_executable_count() {
         let messages = r#"
-{"reason":"compiler-artifact","target":{"name":"serde"},"executable":null}
-{"reason":"compiler-artifact","target":{"name":"scenarios"},"executable":"/t/scenarios-1f"}
+{"reason":"compiler-artifact","target":{"name":"serde","kind":["lib"]},"profile":{"test":false},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"tool","kind":["bin"]},"profile":{"test":false},"executable":"/t/tool"}
+{"reason":"compiler-artifact","target":{"name":"linux","kind":["test"]},"profile":{"test":true},"executable":"/t/linux-1f"}
 {"reason":"build-finished","success":true}"#;
-        assert_eq!(executables(messages), [("scenarios".to_owned(), PathBuf::from("/t/scenarios-1f"))]);
+        let executable = |name: &str, kind: &str, path: &str, is_test| Executable {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            path: path.into(),
+            is_test,
+        };
+        let expected =
+            [executable("tool", "bin", "/t/tool", false), executable("linux", "test", "/t/linux-1f", true)];
+        assert_eq!(executables(messages), expected);
     }
 }

@@ -29,10 +29,10 @@ pub(crate) struct Options {
     /// Seconds that the command may take
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
-    /// Leave the premap command out, and don't build it
+    /// Don't build premap for a COMMAND that doesn't need it
     #[arg(long)]
     no_premap: bool,
-    /// What to run: premap, a busybox applet, or the path of a static program on this machine
+    /// What to run: premap, conformance, a busybox applet, or the path of a static program on this machine
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -59,8 +59,12 @@ fn boot_and_run(options: Options) -> Result<i32, Broken> {
         files.push(file);
     }
     let lab = Lab::prepare(std::slice::from_ref(&options.kernel)).context("the lab cannot be prepared")?;
-    if !options.no_premap {
-        files.push(binaries::premap(&lab.directory)?);
+    let mut programs = vec![argv[0].as_str()];
+    if !options.no_premap && programs != ["premap"] {
+        programs.push("premap");
+    }
+    for program in programs {
+        files.extend(binaries::program(&lab.directory, program)?);
     }
     let kernel = lab.kernels.first().context("no kernel was prepared")?;
     let mut boot = Boot::start(&lab, kernel, &options.machine, &files)?;

@@ -8,16 +8,18 @@ mod control;
 mod vcpu;
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Kvm, VmFd};
+use premap_address::Hva;
 use premap_kvm::abi::{kvm_enable_cap, kvm_userspace_memory_region};
 use premap_kvm::{Errno, Stats};
 
 use crate::error::{MachineError, call};
-use crate::machine::Kernel;
+use crate::machine::{Kernel, MachineVm};
 use control::Control;
 pub use vcpu::LinuxVcpu;
 
@@ -51,6 +53,8 @@ impl Linux {
 }
 
 impl Kernel for Linux {
+    const NAME: &'static str = "kvm";
+
     type Vm = LinuxVm;
     type Vcpu = LinuxVcpu;
 
@@ -129,6 +133,17 @@ impl premap_kvm::Vm for LinuxVm {
 
     fn stats(&self) -> premap_kvm::Result<Stats> {
         self.abi().stats()
+    }
+}
+
+impl MachineVm for LinuxVm {
+    /// Linux tells its KVM by itself, through the MMU notifier.
+    fn change_host_memory<R>(&self, _: &Range<Hva>, change: impl FnOnce() -> R) -> R {
+        change()
+    }
+
+    fn touch_host_memory<R>(&self, _: &Range<Hva>, touch: impl FnOnce() -> R) -> R {
+        touch()
     }
 }
 

@@ -1,0 +1,23 @@
+//! Scripts: short lists of operations on a machine, with an observation after each.
+//!
+//! A script runs on two kernels, and what was observed must be the same: errno, range left, exit, faults, pages by size,
+//! words read back. Scripts are made from a seed, so that a difference can be shown again, and a script that differs is
+//! shrunk to its shortest form.
+//!
+//! ```text
+//!   generate(seed) --> Script --+--> run on the software KVM --+
+//!                               |                              +--> the same? --no--> shrink --> report
+//!                               +--> run on /dev/kvm ----------+
+//! ```
+
+mod compare;
+mod generate;
+mod observation;
+mod op;
+mod run;
+
+pub use compare::{Difference, Summary, compare_all, difference, shrink};
+pub use generate::generate;
+pub use observation::{Observation, Outcome};
+pub use op::{Op, Script};
+pub use run::run;

@@ -1,0 +1,142 @@
+//! One measurement: a fresh machine and fresh memory, mapped by one strategy, then touched by the guest.
+//!
+//! What the guest itself is made of, code and page tables in a slot of its own, is mapped before anything is measured,
+//! for every strategy alike: the counts are those of the memory measured. When the guest is done, every word is checked.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use premap::{Budget, Engine, Plan, Reason, Region, Report, Stage};
+use premap_address::{Gpa, GpaRange, PAGE_SIZE, PageSize};
+use premap_guest::{Access, Backing, Kernel, Machine, MappedPages, Memory, Order, SlotFlags, Touch, word_of};
+use premap_kvm::probe;
+
+use crate::output::progress::Bar;
+use crate::strategy::Strategy;
+
+/// Where the measured memory lies in the guest.
+const BASE: Gpa = Gpa::new(4 << 30);
+
+/// What is measured, whatever the strategy.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setting {
+    pub(crate) bytes: u64,
+    pub(crate) backing: Backing,
+    pub(crate) access: Access,
+    pub(crate) order: Order,
+    pub(crate) vcpus: u32,
+    pub(crate) chunk: u64,
+    pub(crate) deadline: Option<Duration>,
+}
+
+/// What a strategy cost, and what it brought.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    pub(crate) strategy: Strategy,
+    /// The engine's report; all zero where nothing was mapped ahead.
+    pub(crate) report: Report,
+    /// Why the second stage can't be had on this KVM, if so.
+    pub(crate) unsupported: Option<String>,
+    pub(crate) guest_ns: u64,
+    pub(crate) faults: u64,
+    pub(crate) exits: u64,
+    pub(crate) mapped: MappedPages,
+}
+
+impl Outcome {
+    /// Mapping and running together.
+    pub(crate) fn total_ns(&self) -> u64 {
+        self.report.host.ns + self.report.second.ns + self.guest_ns
+    }
+
+    /// Why a stage that the strategy has did not map everything, if so.
+    pub(crate) fn shortfall(&self, stage: Stage) -> Option<Reason> {
+        let reasons = self.report.unmapped.iter().filter(|lost| lost.stage == stage).map(|lost| lost.reason);
+        reasons.into_iter().find(|reason| *reason != Reason::NotAsked)
+    }
+}
+
+/// Measures one strategy.
+pub(crate) fn measure<K: Kernel>(
+    kernel: &K,
+    setting: &Setting,
+    strategy: Strategy,
+    bar: &Bar,
+) -> anyhow::Result<Outcome> {
+    let touch = Touch {
+        range: GpaRange::try_new(BASE, setting.bytes)?,
+        access: setting.access,
+        order: setting.order,
+    };
+    let mut machine = Machine::new(kernel, setting.vcpus)?;
+    let memory = Memory::new(setting.bytes, setting.backing)?;
+    let region = region(&touch, &memory);
+    let slot = machine.slots().add(BASE, memory, SlotFlags::NONE)?;
+    machine.map_own_memory(touch.range)?;
+
+    let lent = machine.lend();
+    let vcpu = lent.vcpus.first_mut().context("a machine without a vCPU")?;
+    let support = probe::pre_fault(lent.vm, vcpu);
+    let report = match strategy.stages() {
+        None => Report::default(),
+        Some(stages) => {
+            let plan = Plan::new([region])?.with_chunk(setting.chunk)?;
+            let deadline = setting.deadline.and_then(|time| Instant::now().checked_add(time));
+            let engine = Engine::new().vm(lent.vm).stages(stages).progress(|progress| bar.mapping(progress));
+            engine.budget(Budget { bytes: None, deadline }).run(&plan, lent.vcpus)?
+        }
+    };
+    bar.running();
+    let run = machine.touch(&touch)?;
+    let mapped = machine.mapped()?;
+    let memory = machine.slot(slot).context("the slot is gone")?.memory();
+    check_words(memory, setting.access, run.sum)?;
+    Ok(Outcome {
+        strategy,
+        unsupported: (!support.is_supported()).then(|| support.to_string()),
+        report,
+        guest_ns: u64::try_from(run.elapsed.as_nanos()).unwrap_or(u64::MAX),
+        faults: run.faults,
+        exits: run.exits,
+        mapped,
+    })
+}
+
+/// The memory as the engine sees it: populated as the guest will touch it.
+fn region(touch: &Touch, memory: &Memory) -> Region {
+    let backing = match memory.backing() {
+        Backing::Anonymous | Backing::TransparentHuge => premap::Backing::Anonymous,
+        Backing::Memfd => premap::Backing::Shared,
+        Backing::Hugetlb => premap::Backing::Hugetlb(PageSize::Size2M),
+        Backing::File => premap::Backing::PrivateFile,
+    };
+    let populate = match touch.access {
+        Access::Read => premap::Touch::Read,
+        Access::Write => premap::Touch::Write,
+    };
+    Region { range: touch.range, host: memory.hva(), backing, touch: populate }
+}
+
+/// Compares what the guest left, or what it read, with what must be there.
+fn check_words(memory: &Memory, access: Access, sum: u64) -> anyhow::Result<()> {
+    let words = (0..memory.bytes() / PAGE_SIZE).map(|index| (index, memory.read_word(index * PAGE_SIZE)));
+    match access {
+        Access::Write => {
+            for (index, word) in words {
+                let expected = word_of(index);
+                ensure!(
+                    word == expected,
+                    "page {index} holds {word:#x} where the guest wrote {expected:#x}: this KVM lost a write"
+                );
+            }
+        }
+        Access::Read => {
+            let expected = words.fold(0, |sum: u64, (_, word)| sum.wrapping_add(word));
+            ensure!(
+                sum == expected,
+                "the guest's words sum up to {sum:#x} and the host's to {expected:#x}: this KVM showed it other memory"
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! What the figures mean, in sentences. Each is said only where the figures bear it out.
+
+use premap::Stage;
+use premap_guest::{Access, Backing};
+
+use super::table::ratio;
+use crate::first_touch::Outcome;
+use crate::run::Common;
+use crate::size::thousands;
+use crate::strategy::Strategy;
+
+/// The sentences that hold for these outcomes.
+pub(super) fn sentences(common: &Common, outcomes: &[Outcome]) -> Vec<String> {
+    let find = |strategy| outcomes.iter().find(|outcome| outcome.strategy == strategy);
+    let (demand, two, second) =
+        (find(Strategy::Demand), find(Strategy::TwoStage), find(Strategy::SecondOnly));
+    let mut said = Vec::new();
+    said.extend(outcomes.iter().find_map(unsupported));
+    said.extend(demand.and_then(emulated));
+    if let (Some(demand), Some(two)) = (demand, two.filter(|two| two.unsupported.is_none())) {
+        said.extend(gain(demand, two));
+    }
+    if let (Some(demand), Some(second)) = (demand, second) {
+        said.extend(alone(common, demand, second));
+    }
+    said.extend(outcomes.iter().filter_map(shortfall));
+    said.extend(two.and_then(|two| no_huge_pages(common, two)));
+    if common.backend == "soft" {
+        said.push(
+            "The counts are what that Linux would show. The times are this software's: compare them with each other \
+             only."
+                .to_owned(),
+        );
+    }
+    said
+}
+
+fn unsupported(outcome: &Outcome) -> Option<String> {
+    let why = outcome.unsupported.as_ref()?;
+    Some(format!("There is no second stage here: {why}. The host stage is all that can be done."))
+}
+
+/// A KVM that takes no faults for its guests at all.
+fn emulated(demand: &Outcome) -> Option<String> {
+    (demand.faults == 0).then(|| {
+        "This KVM took no fault even on demand: it emulates the guest's instructions, so only the times tell \
+         something."
+            .to_owned()
+    })
+}
+
+fn gain(demand: &Outcome, two: &Outcome) -> Option<String> {
+    (two.faults < demand.faults).then(|| {
+        format!(
+            "Mapped at both stages before it ran, the guest took {} faults instead of {}. It ran in {} of demand's time, \
+             and with the mapping itself in {}.",
+            thousands(two.faults),
+            thousands(demand.faults),
+            ratio(two.guest_ns, demand.guest_ns).unwrap_or_default(),
+            ratio(two.total_ns(), demand.total_ns()).unwrap_or_default(),
+        )
+    })
+}
+
+/// What the second stage alone came to: worse than nothing, or as good as both.
+fn alone(common: &Common, demand: &Outcome, second: &Outcome) -> Option<String> {
+    let writes = common.setting.access == Access::Write;
+    if writes && second.faults > demand.faults + demand.faults / 10 {
+        let (behind, why) = match common.setting.backing {
+            Backing::File => ("the file's page in the page cache", "copy"),
+            _ => ("the shared zero page", "replace"),
+        };
+        let ratio = ratio(second.faults, demand.faults).unwrap_or_default();
+        return Some(format!(
+            "second-only is a trap: pre-faulting is a read, so an untouched page is mapped to {behind}, read-only, and its \
+             first write faults to {why} that: {ratio} of demand's faults. Populate the host's side by writing first, as \
+             two-stage does."
+        ));
+    }
+    (second.unsupported.is_none() && second.faults < demand.faults / 10).then(|| {
+        "second-only does as well here, since a read is enough to make such memory's pages the guest's own. Private memory \
+         that the guest writes needs both stages."
+            .to_owned()
+    })
+}
+
+/// A stage that came to an end early, for another reason than that it is not to be had.
+fn shortfall(outcome: &Outcome) -> Option<String> {
+    let lost = |stage| outcome.shortfall(stage).map(|reason| (stage, reason));
+    let (_, reason) =
+        lost(Stage::Host).or_else(|| lost(Stage::Second).filter(|_| outcome.unsupported.is_none()))?;
+    Some(format!("{} did not map everything: {reason}.", outcome.strategy.name()))
+}
+
+/// Huge pages that were asked for and not had.
+fn no_huge_pages(common: &Common, two: &Outcome) -> Option<String> {
+    let none = two.unsupported.is_none() && two.mapped.pages_2m == 0;
+    (common.setting.backing == Backing::TransparentHuge && none).then(|| {
+        "The host gave no huge page, so all this holds for pages of 4 KiB: `premap doctor` says whether transparent huge \
+         pages are on."
+            .to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use premap::Report;
+    use premap_guest::{MappedPages, Order};
+
+    use super::*;
+    use crate::first_touch::Setting;
+
+    fn common(access: Access) -> Common {
+        let setting = Setting {
+            bytes: 1 << 20,
+            backing: Backing::Anonymous,
+            access,
+            order: Order::Ascending,
+            vcpus: 1,
+            chunk: 1 << 20,
+            deadline: Some(Duration::from_secs(1)),
+        };
+        Common { backend: "kvm", kernel: "6.12.0".to_owned(), setting }
+    }
+
+    fn outcome(strategy: Strategy, faults: u64, guest_ns: u64) -> Outcome {
+        Outcome {
+            strategy,
+            report: Report::default(),
+            unsupported: None,
+            guest_ns,
+            faults,
+            exits: faults,
+            mapped: MappedPages::default(),
+        }
+    }
+
+    #[track_caller]
+    fn check(access: Access, outcomes: &[Outcome], expected: &[&str]) {
+        let said = sentences(&common(access), outcomes);
+        assert_eq!(said.len(), expected.len(), "{said:#?}");
+        for (said, expected) in said.iter().zip(expected) {
+            assert!(said.contains(expected), "{said:?} does not say {expected:?}");
+        }
+    }
+
+    #[test]
+    fn gain_and_trap_are_told_where_the_figures_show_them() {
+        let [demand, second, two] = [
+            outcome(Strategy::Demand, 256, 1_000),
+            outcome(Strategy::SecondOnly, 512, 2_000),
+            outcome(Strategy::TwoStage, 0, 20),
+        ];
+        let all = [demand.clone(), second.clone(), two];
+        check(Access::Write, &all, &["took 0 faults instead of 256. It ran in 0.020×", "trap"]);
+        check(Access::Read, &[demand.clone(), second], &[]);
+        check(Access::Write, &[demand.clone(), outcome(Strategy::SecondOnly, 256, 900)], &[]);
+        check(Access::Write, std::slice::from_ref(&demand), &[]);
+        check(Access::Read, &[demand, outcome(Strategy::SecondOnly, 0, 900)], &["does as well here"]);
+    }
+
+    #[test]
+    fn huge_pages_that_were_not_had_are_told() {
+        let thp = |pages_2m| {
+            let mut common = common(Access::Write);
+            common.setting.backing = Backing::TransparentHuge;
+            let mapped = MappedPages { pages_2m, ..MappedPages::default() };
+            sentences(&common, &[Outcome { mapped, ..outcome(Strategy::TwoStage, 0, 1) }]).len()
+        };
+        assert_eq!((thp(0), thp(1)), (1, 0));
+    }
+
+    #[test]
+    fn a_missing_second_stage_is_told_once() {
+        let missing =
+            |strategy| Outcome { unsupported: Some("no NPT".to_owned()), ..outcome(strategy, 0, 1_000) };
+        let all = [missing(Strategy::Demand), missing(Strategy::TwoStage)];
+        check(Access::Write, &all, &["no second stage here: no NPT", "emulates"]);
+    }
+}

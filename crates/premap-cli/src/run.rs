@@ -1,0 +1,100 @@
+//! `premap run`: each strategy on a fresh machine, and the comparison.
+
+use std::io::{Write, stdout};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use premap::Stage;
+use premap_guest::{Backing, Kernel, Memory};
+
+use crate::backend::{self, Backend};
+use crate::failure::{BadUse, tell};
+use crate::first_touch::{Outcome, Setting, measure};
+use crate::host_memory;
+use crate::options;
+use crate::output::progress::Bar;
+use crate::output::{json, table};
+use crate::size::Size;
+
+/// What all outcomes of one run have in common.
+pub(crate) struct Common {
+    /// `kvm` or `soft`.
+    pub(crate) backend: &'static str,
+    /// The kernel's release, or the profile that the software KVM follows.
+    pub(crate) kernel: String,
+    pub(crate) setting: Setting,
+}
+
+/// Runs the strategies and prints what they cost.
+pub(crate) fn run(options: &options::Run) -> anyhow::Result<ExitCode> {
+    check_memory(options)?;
+    match backend::choose(options.backend, options.profile)? {
+        Backend::Kvm(linux) => run_on(&linux, options),
+        Backend::Soft(soft) => run_on(&soft, options),
+    }
+}
+
+/// Refuses what can't be had, before anything is made.
+fn check_memory(options: &options::Run) -> anyhow::Result<()> {
+    let (memory, backing) = (options.memory, options.backing);
+    let page = backing.page_size();
+    if !memory.0.is_multiple_of(page.bytes()) {
+        let memory = memory.flag();
+        return Err(BadUse(format!(
+            "--memory {memory}: {backing} comes in pages of {page}; give 2M or 512M"
+        ))
+        .into());
+    }
+    host_memory::check(memory, backing)?;
+    if backing == Backing::Hugetlb {
+        // Only an attempt tells whether the pool has as many pages as it promises.
+        Memory::new(memory.0, backing).context("--backing hugetlb")?;
+    }
+    Ok(())
+}
+
+fn run_on<K: Kernel>(kernel: &K, options: &options::Run) -> anyhow::Result<ExitCode> {
+    let setting = Setting {
+        bytes: options.memory.0,
+        backing: options.backing,
+        access: options.touch.into(),
+        order: options.order.into(),
+        vcpus: options.vcpus,
+        chunk: options.chunk.0,
+        deadline: options.deadline,
+    };
+    let mut outcomes = Vec::new();
+    for strategy in options.strategy.strategies() {
+        let bar = Bar::new(strategy, setting.bytes);
+        let outcome = measure(kernel, &setting, strategy, &bar);
+        outcomes.push(outcome.with_context(|| strategy.name())?);
+    }
+    let common = Common { backend: K::NAME, kernel: kernel.release(), setting };
+    let text = if options.json { json::array(&common, &outcomes)? } else { table::text(&common, &outcomes) };
+    stdout().lock().write_all(text.as_bytes()).context("writing to stdout")?;
+    Ok(told_failures(&outcomes))
+}
+
+/// Tells of memory that the kernel refused to map. What a deadline left is no failure.
+fn told_failures(outcomes: &[Outcome]) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for outcome in outcomes {
+        for (stage, report) in [(Stage::Host, &outcome.report.host), (Stage::Second, &outcome.report.second)]
+        {
+            let stage_name = match stage {
+                Stage::Host => "host",
+                Stage::Second => "second",
+            };
+            if report.failed > 0 {
+                let why = outcome.shortfall(stage).map(|reason| reason.to_string()).unwrap_or_default();
+                tell(format_args!(
+                    "{}: {} failed at the {stage_name} stage: {why}",
+                    outcome.strategy.name(),
+                    Size(report.failed)
+                ));
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    code
+}

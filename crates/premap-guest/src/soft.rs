@@ -1,0 +1,119 @@
+//! Machines on the software KVM: the same touches, each an access that walks the VM's table.
+
+use std::ops::Range;
+
+use premap_address::{GpaRange, Hva, PAGE_SIZE};
+use premap_softkvm::{GuestFault, Profile, SoftConfig, SoftVcpu, SoftVm};
+
+use crate::error::{GuestError, MachineError, call};
+use crate::machine::{Guest, Kernel, MachineVm};
+use crate::touch::{Access, Slice, word_of};
+
+/// The software KVM, as one release of Linux.
+#[derive(Clone, Copy, Debug)]
+pub struct Soft {
+    config: SoftConfig,
+}
+
+impl Soft {
+    /// Takes a profile, with two-dimensional paging.
+    #[must_use]
+    pub fn new(profile: Profile) -> Self {
+        Self::with_config(SoftConfig { profile, ..SoftConfig::default() })
+    }
+
+    /// Takes all that can be chosen.
+    #[must_use]
+    pub const fn with_config(config: SoftConfig) -> Self {
+        Self { config }
+    }
+}
+
+impl Kernel for Soft {
+    const NAME: &'static str = "soft";
+
+    type Vm = SoftVm;
+    type Vcpu = SoftGuest;
+
+    fn create_vm(&self) -> Result<SoftVm, MachineError> {
+        SoftVm::new(self.config).map_err(call("making a software VM"))
+    }
+
+    fn create_vcpu(&self, vm: &SoftVm, id: u32) -> Result<SoftGuest, MachineError> {
+        let vcpu = vm.create_vcpu(id).map_err(call("making a software vCPU"))?;
+        Ok(SoftGuest { vcpu, slice: None })
+    }
+
+    fn release(&self) -> String {
+        self.config.profile.to_string()
+    }
+}
+
+impl MachineVm for SoftVm {
+    /// No kernel tells a user-space KVM, so it is told here.
+    fn change_host_memory<R>(&self, memory: &Range<Hva>, change: impl FnOnce() -> R) -> R {
+        let notifier = self.notifier();
+        notifier.observe(memory, || notifier.invalidate(memory, change))
+    }
+
+    fn touch_host_memory<R>(&self, memory: &Range<Hva>, touch: impl FnOnce() -> R) -> R {
+        self.notifier().observe(memory, touch)
+    }
+}
+
+/// A software vCPU with the guest that it is to run.
+#[derive(Debug)]
+pub struct SoftGuest {
+    vcpu: SoftVcpu,
+    slice: Option<Slice>,
+}
+
+impl premap_kvm::Vcpu for SoftGuest {
+    fn pre_fault_memory(
+        &mut self,
+        range: &mut premap_kvm::abi::kvm_pre_fault_memory,
+    ) -> premap_kvm::Result<()> {
+        self.vcpu.pre_fault_memory(range)
+    }
+
+    fn stats(&self) -> premap_kvm::Result<premap_kvm::Stats> {
+        self.vcpu.stats()
+    }
+}
+
+impl Guest for SoftGuest {
+    fn prepare(&mut self, slice: &Slice) -> Result<(), GuestError> {
+        self.slice = Some(*slice);
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<u64, GuestError> {
+        let Some(slice) = self.slice.take() else {
+            return Ok(0);
+        };
+        let mut sum = 0_u64;
+        for page in slice.pages() {
+            let gpa = slice.gpa.wrapping_add(page * PAGE_SIZE);
+            let done = match slice.access {
+                Access::Read => self.vcpu.read(gpa),
+                Access::Write => self.vcpu.write(gpa, word_of(slice.first + page)).map(|()| 0),
+            };
+            sum = sum.wrapping_add(done.map_err(|fault| as_linux_tells(fault, slice.access))?);
+        }
+        Ok(sum)
+    }
+
+    /// This guest has neither code nor tables in guest memory.
+    fn map_own_memory(&mut self, _: GpaRange) -> Result<(), GuestError> {
+        Ok(())
+    }
+}
+
+/// The same error that a guest on `/dev/kvm` comes back with.
+fn as_linux_tells(fault: GuestFault, access: Access) -> GuestError {
+    match fault {
+        GuestFault::Mmio { gpa } | GuestFault::ReadOnly { gpa } => GuestError::Mmio { gpa, access },
+        GuestFault::Failed { errno, .. } => GuestError::Call { call: "KVM_RUN", errno },
+        other @ GuestFault::Unaligned { .. } => GuestError::Exit { reason: other.to_string() },
+    }
+}

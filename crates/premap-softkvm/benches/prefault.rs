@@ -1,0 +1,82 @@
+//! What pre-faulting resident memory of 4 KiB pages costs, all told, on one vCPU and on two.
+//!
+//! `cargo bench -p premap-softkvm --bench prefault -- [MiB]`; one line of JSON a measurement. Each round maps everything
+//! anew in a fresh VM; the fastest round and the median are told, and of the fastest round the processor time, which says
+//! more where the machine has other work.
+
+#[path = "../tests/guest/mod.rs"]
+mod guest;
+
+use std::ops::Range;
+use std::thread;
+use std::time::Instant;
+
+use guest::{Memory, attach, mapped, pre_fault_all, vm};
+use premap_address::PAGE_SIZE;
+use premap_softkvm::{Profile, SoftVm};
+
+const GPA: u64 = 1 << 32;
+const ROUNDS: usize = 9;
+
+/// What one round cost, in nanoseconds a page.
+struct Cost {
+    elapsed: f64,
+    processor: f64,
+}
+
+/// Pre-faults some pages; returns the processor time that it took this thread, in nanoseconds.
+fn part(vm: &SoftVm, id: u32, pages: Range<u64>) -> f64 {
+    let mut vcpu = vm.create_vcpu(id).unwrap_or_else(|errno| panic!("no vCPU: {errno}"));
+    let before = processor_time();
+    pre_fault_all(&mut vcpu, GPA + pages.start * PAGE_SIZE, pages.end - pages.start);
+    processor_time() - before
+}
+
+/// The processor time of this thread so far: the first number of its schedstat.
+fn processor_time() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split_ascii_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0.0)
+}
+
+fn round(memory: &Memory, vcpus: u32) -> Cost {
+    let vm = vm(Profile::V6_12);
+    attach(&vm, 0, 0, GPA, memory);
+    let pages = memory.pages();
+    let share = pages / u64::from(vcpus);
+    let start = Instant::now();
+    let processor: f64 = thread::scope(|scope| {
+        let workers: Vec<_> = (0..vcpus)
+            .map(|id| {
+                let vm = &vm;
+                let first = u64::from(id) * share;
+                scope.spawn(move || part(vm, id, first..first + share))
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().unwrap_or(f64::NAN)).sum()
+    });
+    let elapsed = start.elapsed().as_secs_f64() * 1e9;
+    assert_eq!(mapped(&vm), [pages, 0, 0], "every page is mapped, and mapped small");
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52 pages")]
+    let pages = pages as f64;
+    Cost { elapsed: elapsed / pages, processor: processor / pages }
+}
+
+fn main() {
+    let mebibytes = std::env::args().find_map(|argument| argument.parse::<u64>().ok()).unwrap_or(1024);
+    let memory = Memory::anonymous(mebibytes * 256);
+    memory.populate_write(0..memory.pages());
+    let mut rounds = [1, 2].map(|vcpus| (vcpus, Vec::new()));
+    for _ in 0..ROUNDS {
+        for (vcpus, results) in &mut rounds {
+            results.push(round(&memory, *vcpus));
+        }
+    }
+    for (vcpus, mut results) in rounds {
+        results.sort_by(|one, other| one.elapsed.total_cmp(&other.elapsed));
+        let (minimum, median) = (&results[0], &results[ROUNDS / 2]);
+        println!(
+            r#"{{"bench":"prefault_4k","mebibytes":{mebibytes},"vcpus":{vcpus},"ns_a_page":{{"minimum":{:.2},"median":{:.2},"processor":{:.2}}}}}"#,
+            minimum.elapsed, median.elapsed, minimum.processor,
+        );
+    }
+}

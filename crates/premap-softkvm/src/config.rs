@@ -1,0 +1,57 @@
+//! How a software VM is made.
+
+use std::fmt;
+
+use crate::Profile;
+
+/// Whether the second stage is in hardware's hands (EPT, NPT), as KVM's modules are loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tdp {
+    /// Two-dimensional paging: pre-faulting works.
+    #[default]
+    On,
+    /// `npt=0` or `ept=0`: the capability is 0 and pre-faulting gives EOPNOTSUPP.
+    Off,
+}
+
+/// How many bits of guest-physical address the host's processor has (MAXPHYADDR): 36 to 52.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PhysicalBits(u8);
+
+impl PhysicalBits {
+    /// Takes a number of bits, or gives `None` if no processor has so many or so few.
+    #[must_use]
+    pub const fn new(bits: u8) -> Option<Self> {
+        if matches!(bits, 36..=52) { Some(Self(bits)) } else { None }
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl Default for PhysicalBits {
+    /// 48: what four levels of tables reach.
+    fn default() -> Self {
+        Self(48)
+    }
+}
+
+impl fmt::Debug for PhysicalBits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bits", self.0)
+    }
+}
+
+/// What a software VM is to be like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SoftConfig {
+    /// Which release of Linux it behaves as.
+    pub profile: Profile,
+    /// Whether it has two-dimensional paging.
+    pub tdp: Tdp,
+    /// How far guest-physical memory can reach.
+    pub physical_bits: PhysicalBits,
+}

@@ -1,0 +1,125 @@
+//! What a VM and its vCPUs share, and the order in which its locks are taken.
+//!
+//! **Lock order**, outermost first: the slots lock (`memslots`), the state of invalidations (`invalidation`), the list of
+//! roots (`roots`), leaf tables (premap-mmu). A flush is completed with none of the latter three held; a section of
+//! `memslots` is entered with none of them held either, and not by who holds the slots lock.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use premap_address::{Gfn, Gpa, Hva, PAGE_SIZE};
+use premap_kvm::Errno;
+use rustix::process::{Pid, getpid};
+
+use crate::config::{SoftConfig, Tdp};
+use crate::host::{Exclusivity, Host};
+use crate::invalidation::Invalidations;
+use crate::memslots::Memslots;
+use crate::profile::Rules;
+use crate::role::Role;
+use crate::roots::Roots;
+
+/// The state of a VM.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) config: SoftConfig,
+    pub(crate) host: Host,
+    pub(crate) slots: Memslots,
+    pub(crate) roots: Roots,
+    pub(crate) invalidations: Invalidations,
+    /// The quirks that were turned off.
+    pub(crate) disabled_quirks: AtomicU64,
+    pub(crate) vcpus: Mutex<BTreeSet<u32>>,
+    /// Whose memory the slots are in.
+    owner: Pid,
+    dead: AtomicBool,
+    /// Whether private pages may be shared with another process or address: then each is asked about.
+    shares_pages: AtomicBool,
+}
+
+impl Machine {
+    pub(crate) fn new(config: SoftConfig) -> Result<Self, Errno> {
+        Ok(Self {
+            config,
+            host: Host::open()?,
+            slots: Memslots::default(),
+            roots: Roots::default(),
+            invalidations: Invalidations::default(),
+            disabled_quirks: AtomicU64::new(0),
+            vcpus: Mutex::default(),
+            owner: getpid(),
+            dead: AtomicBool::new(false),
+            shares_pages: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn rules(&self) -> &'static Rules {
+        self.config.profile.rules()
+    }
+
+    pub(crate) fn has_tdp(&self) -> bool {
+        self.config.tdp == Tdp::On
+    }
+
+    /// Just past the last guest-physical address that the host's processor can address.
+    pub(crate) fn gpa_end(&self) -> Gpa {
+        Gpa::new(1 << self.config.physical_bits.get())
+    }
+
+    pub(crate) fn role(&self) -> Role {
+        Role::base(self.gpa_end())
+    }
+
+    /// The check at the entry of every ioctl.
+    ///
+    /// # Errors
+    /// EIO: the VM is dead, or another process asks.
+    pub(crate) fn check_alive(&self) -> Result<(), Errno> {
+        if self.is_dead() || getpid() != self.owner { Err(Errno::IO) } else { Ok(()) }
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn kill(&self) {
+        self.dead.store(true, Ordering::Release);
+    }
+
+    /// How private pages are asked about in bulk.
+    pub(crate) fn exclusivity(&self) -> Exclusivity {
+        if self.shares_pages.load(Ordering::Relaxed) { Exclusivity::Ask } else { Exclusivity::Assume }
+    }
+
+    pub(crate) fn assume_shared_pages(&self) {
+        self.shares_pages.store(true, Ordering::Relaxed);
+    }
+
+    /// Begins an invalidation of host memory: from here to its end nothing of it is mapped at the second stage.
+    pub(crate) fn begin_invalidation(&self, memory: &Range<Hva>) {
+        self.invalidations.begin();
+        let slots = self.slots.current();
+        let pages: Vec<Range<Gfn>> = slots.iter().filter_map(|slot| overlap(slot, memory)).collect();
+        for pages in pages {
+            self.invalidations.add(pages.clone());
+            self.roots.unmap(&pages);
+        }
+    }
+
+    /// Ends an invalidation that was begun.
+    pub(crate) fn end_invalidation(&self) {
+        self.invalidations.end();
+    }
+}
+
+/// The pages of a slot whose memory lies in the range, counting those of which only a part does.
+fn overlap(slot: &crate::memslots::Slot, memory: &Range<Hva>) -> Option<Range<Gfn>> {
+    let end = slot.hva.wrapping_add(slot.pages * PAGE_SIZE);
+    let (start, end) = (memory.start.max(slot.hva), memory.end.min(end));
+    let bytes = end.checked_offset_from(start).filter(|bytes| *bytes > 0)?;
+    let first = start.checked_offset_from(slot.hva)?;
+    let gfn = |offset: u64| Gfn::new(slot.base.number() + offset);
+    Some(gfn(first / PAGE_SIZE)..gfn((first + bytes).div_ceil(PAGE_SIZE)))
+}

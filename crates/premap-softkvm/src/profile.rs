@@ -1,0 +1,197 @@
+//! Releases of Linux, by what a VMM can see differ between them.
+//!
+//! One table, a line a difference. The commit that made the difference is named beside the field.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A release profile: which KVM this one is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Profile(&'static Rules);
+
+/// What a pre-fault does where a mapping is present already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PresentMapping {
+    /// Writes it anew: Accessed is lost, and small mappings may become one huge mapping.
+    Rebuilt,
+    /// Leaves it alone.
+    Kept,
+}
+
+/// What a pre-fault does when its vCPU still holds a root that was invalidated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StaleRoot {
+    /// Tries again and again until a signal comes.
+    Spins,
+    /// Takes a new root.
+    Replaced,
+}
+
+/// What a pre-fault does in a slot that is being deleted or moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DyingSlot {
+    /// Tries again until a signal comes; meanwhile the deletion waits for it.
+    Spins,
+    /// EAGAIN.
+    TryAgain,
+}
+
+/// What becomes of mappings when a pre-fault finds that its VM has died meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeadVm {
+    /// Only the entry of the ioctl looks.
+    SeenAtEntry,
+    /// Every step looks: EIO.
+    SeenInLoop,
+}
+
+/// What turning dirty logging off does to small mappings of huge pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LoggingOff {
+    /// Unmaps them, to be faulted back in as huge ones.
+    Zaps,
+    /// Makes them huge in place.
+    Recovers,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Rules {
+    name: &'static str,
+    /// 6.13, 6385d01eec16.
+    pub(crate) present_mapping: PresentMapping,
+    /// The 6.15 cycle, 20a6cff3b283.
+    pub(crate) stale_root: StaleRoot,
+    /// 6.18, 3ccbf6f47098.
+    pub(crate) dying_slot: DyingSlot,
+    /// 6.16.
+    pub(crate) dead_vm: DeadVm,
+    /// 6.13, with the recovery of huge pages in place.
+    pub(crate) logging_off: LoggingOff,
+    /// The quirks that `KVM_CAP_DISABLE_QUIRKS2` knows: bit 8 came with 6.15, bit 9 with 6.16.
+    pub(crate) quirks: u64,
+}
+
+const RULES: [Rules; 4] = [
+    Rules {
+        name: "6.12",
+        present_mapping: PresentMapping::Rebuilt,
+        stale_root: StaleRoot::Spins,
+        dying_slot: DyingSlot::Spins,
+        dead_vm: DeadVm::SeenAtEntry,
+        logging_off: LoggingOff::Zaps,
+        quirks: 0xff,
+    },
+    Rules {
+        name: "6.16",
+        present_mapping: PresentMapping::Kept,
+        stale_root: StaleRoot::Replaced,
+        dying_slot: DyingSlot::Spins,
+        dead_vm: DeadVm::SeenInLoop,
+        logging_off: LoggingOff::Recovers,
+        quirks: 0x3ff,
+    },
+    Rules {
+        name: "6.19",
+        present_mapping: PresentMapping::Kept,
+        stale_root: StaleRoot::Replaced,
+        dying_slot: DyingSlot::TryAgain,
+        dead_vm: DeadVm::SeenInLoop,
+        logging_off: LoggingOff::Recovers,
+        quirks: 0x3ff,
+    },
+    Rules {
+        name: "7.2",
+        present_mapping: PresentMapping::Kept,
+        stale_root: StaleRoot::Replaced,
+        dying_slot: DyingSlot::TryAgain,
+        dead_vm: DeadVm::SeenInLoop,
+        logging_off: LoggingOff::Recovers,
+        quirks: 0x3ff,
+    },
+];
+
+/// A name that no profile has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no profile `{name}`; there are {}", Profile::names())]
+pub struct UnknownProfile {
+    /// The name that was asked for.
+    pub name: String,
+}
+
+impl Profile {
+    /// Linux 6.12, the default: the oldest release that Debian and others still support with pre-faulting.
+    pub const V6_12: Self = Self(&RULES[0]);
+    /// Linux 6.16 and 6.17.
+    pub const V6_16: Self = Self(&RULES[1]);
+    /// Linux 6.18 and 6.19.
+    pub const V6_19: Self = Self(&RULES[2]);
+    /// Linux 7.2.
+    pub const V7_2: Self = Self(&RULES[3]);
+    /// Every profile, oldest first.
+    pub const ALL: [Self; RULES.len()] = [Self::V6_12, Self::V6_16, Self::V6_19, Self::V7_2];
+
+    /// The profile of this name.
+    ///
+    /// # Errors
+    /// Where none has it; the error lists those there are.
+    pub fn parse(name: &str) -> Result<Self, UnknownProfile> {
+        Self::ALL
+            .into_iter()
+            .find(|profile| profile.name() == name)
+            .ok_or_else(|| UnknownProfile { name: name.to_owned() })
+    }
+
+    /// The name, as [`parse`](Self::parse) takes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        self.0.name
+    }
+
+    pub(crate) const fn rules(self) -> &'static Rules {
+        self.0
+    }
+
+    fn names() -> String {
+        Self::ALL.map(Self::name).join(", ")
+    }
+}
+
+impl Default for Profile {
+    fn default() -> Self {
+        Self::V6_12
+    }
+}
+
+impl FromStr for Profile {
+    type Err = UnknownProfile;
+
+    fn from_str(name: &str) -> Result<Self, UnknownProfile> {
+        Self::parse(name)
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Debug for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Profile({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_profile_is_found_by_its_name() {
+        for profile in Profile::ALL {
+            assert_eq!(Profile::parse(profile.name()), Ok(profile));
+        }
+        let error = Profile::parse("5.4").unwrap_err();
+        assert_eq!(error.to_string(), "there is no profile `5.4`; there are 6.12, 6.16, 6.19, 7.2");
+    }
+}

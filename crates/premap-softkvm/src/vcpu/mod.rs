@@ -1,0 +1,167 @@
+//! A virtual CPU: the guest's accesses, its root, its statistics.
+
+mod fault;
+mod prefault;
+
+use std::sync::{Arc, PoisonError};
+
+use premap_address::{Gfn, Gpa};
+use premap_kvm::abi::kvm_pre_fault_memory;
+use premap_kvm::{Errno, Stats, Vcpu};
+
+use crate::access::{Operation, perform};
+use crate::host::{Getter, Run};
+use crate::machine::Machine;
+use crate::memslots::AddressSpace;
+use crate::roots::Root;
+use crate::stats::VcpuCounters;
+use fault::Outcome;
+
+/// A virtual CPU of a [`SoftVm`](crate::SoftVm). Many may run and pre-fault at the same time, each on a thread of its own.
+#[derive(Debug)]
+pub struct SoftVcpu {
+    machine: Arc<Machine>,
+    id: u32,
+    space: AddressSpace,
+    root: Option<Arc<Root>>,
+    counters: VcpuCounters,
+    /// The host's last answer, kept for its allocation.
+    runs: Vec<Run>,
+    /// Gets pages for pre-faults.
+    getter: Getter,
+    /// The page that this vCPU's write replaced by a copy just now.
+    copied: Option<Gfn>,
+}
+
+/// Why a guest's access did not reach memory: what `KVM_RUN` comes back with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GuestFault {
+    /// No memslot holds the address: `KVM_EXIT_MMIO`.
+    #[error("no memory at {gpa}: the VMM emulates the access")]
+    Mmio {
+        /// The address.
+        gpa: Gpa,
+    },
+    /// A write to a read-only memslot: `KVM_EXIT_MMIO` too.
+    #[error("read-only memory at {gpa}: the VMM emulates the write")]
+    ReadOnly {
+        /// The address.
+        gpa: Gpa,
+    },
+    /// `KVM_RUN` fails: EFAULT where the host has no memory behind the slot, EIO where the VM is dead.
+    #[error("the guest can't go on at {gpa}: {errno}")]
+    Failed {
+        /// The address.
+        gpa: Gpa,
+        /// What `KVM_RUN` gives.
+        errno: Errno,
+    },
+    /// The address is not a multiple of 8. Guests here touch aligned words only.
+    #[error("{gpa} is not the address of an aligned word")]
+    Unaligned {
+        /// The address.
+        gpa: Gpa,
+    },
+}
+
+impl SoftVcpu {
+    pub(crate) fn new(machine: Arc<Machine>, id: u32) -> Self {
+        let space = AddressSpace::Normal;
+        Self {
+            machine,
+            id,
+            space,
+            root: None,
+            counters: VcpuCounters::default(),
+            runs: Vec::new(),
+            getter: Getter::default(),
+            copied: None,
+        }
+    }
+
+    /// The number that it was created with.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The guest reads the word at `gpa`.
+    ///
+    /// # Errors
+    /// There is no memory to read, or it is not an aligned word.
+    pub fn read(&mut self, gpa: Gpa) -> Result<u64, GuestFault> {
+        self.access(gpa, Operation::Load)
+    }
+
+    /// The guest writes the word at `gpa`.
+    ///
+    /// # Errors
+    /// There is no memory to write, or it is not an aligned word.
+    pub fn write(&mut self, gpa: Gpa, value: u64) -> Result<(), GuestFault> {
+        self.access(gpa, Operation::Store(value)).map(drop)
+    }
+
+    /// Gives the vCPU's root up, as `KVM_SET_SREGS` does when it changes CR0.WP: the next use takes the current one.
+    pub fn drop_root(&mut self) {
+        self.root = None;
+    }
+
+    /// Runs the guest's instruction, again after each fault, until it is done or leaves to the VMM.
+    fn access(&mut self, gpa: Gpa, operation: Operation) -> Result<u64, GuestFault> {
+        if !gpa.raw().is_multiple_of(8) {
+            return Err(GuestFault::Unaligned { gpa });
+        }
+        loop {
+            // KVM_RUN frees obsolete roots and loads the current one before it enters the guest.
+            if self.root.as_ref().is_some_and(|root| root.is_obsolete()) {
+                self.root = None;
+            }
+            let failed = |errno| GuestFault::Failed { gpa, errno };
+            if self.root.is_none() {
+                self.load_root().map_err(failed)?;
+            }
+            if self.machine.is_dead() {
+                return Err(failed(Errno::IO));
+            }
+            if let Some(root) = &self.root
+                && let Ok(value) = perform(&root.table, gpa, operation)
+            {
+                return Ok(value);
+            }
+            self.counters.exits += 1;
+            match self.fault(gpa, operation) {
+                Ok(Outcome::Fixed | Outcome::Spurious) => {}
+                Ok(Outcome::Retry) => std::thread::yield_now(),
+                Ok(Outcome::Emulate) => return Err(GuestFault::Mmio { gpa }),
+                Ok(Outcome::EmulateWrite) => return Err(GuestFault::ReadOnly { gpa }),
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+    }
+
+    /// The vCPU's root, taken if it has none.
+    fn load_root(&mut self) -> Result<Arc<Root>, Errno> {
+        if let Some(root) = &self.root {
+            return Ok(Arc::clone(root));
+        }
+        let root = self.machine.roots.get(self.machine.role())?;
+        self.root = Some(Arc::clone(&root));
+        Ok(root)
+    }
+}
+
+impl Drop for SoftVcpu {
+    fn drop(&mut self) {
+        self.machine.vcpus.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+impl Vcpu for SoftVcpu {
+    fn pre_fault_memory(&mut self, range: &mut kvm_pre_fault_memory) -> Result<(), Errno> {
+        self.pre_fault(range)
+    }
+
+    fn stats(&self) -> Result<Stats, Errno> {
+        Ok(self.counters.export())
+    }
+}

@@ -1,0 +1,36 @@
+//! The trait by which the rest of premap sees a VM.
+// UNSAFETY: implements a trait with unsafe methods, and runs no unsafe code itself: what the callers promise is used in
+// `access`.
+#![expect(unsafe_code, reason = "the trait's methods are unsafe to call")]
+
+use premap_kvm::abi::{kvm_enable_cap, kvm_userspace_memory_region};
+use premap_kvm::{Errno, Stats, Vm};
+
+use super::SoftVm;
+use crate::stats;
+
+impl Vm for SoftVm {
+    fn check_extension(&self, capability: u32) -> Result<u32, Errno> {
+        self.machine.check_alive()?;
+        Ok(self.machine.capability(capability))
+    }
+
+    fn enable_cap(&self, cap: &kvm_enable_cap) -> Result<(), Errno> {
+        self.machine.check_alive()?;
+        self.machine.enable_cap(cap)
+    }
+
+    unsafe fn set_user_memory_region(&self, region: &kvm_userspace_memory_region) -> Result<(), Errno> {
+        self.machine.check_alive()?;
+        self.machine.set_memory_region(region)
+    }
+
+    unsafe fn get_dirty_log(&self, slot: u32, bitmap: &mut [u64]) -> Result<(), Errno> {
+        self.machine.check_alive()?;
+        self.machine.dirty_log(slot, bitmap)
+    }
+
+    fn stats(&self) -> Result<Stats, Errno> {
+        Ok(stats::vm(self.machine.roots.leaves(), self.machine.roots.flushes()))
+    }
+}

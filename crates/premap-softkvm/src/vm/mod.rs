@@ -1,0 +1,96 @@
+//! A virtual machine: what `KVM_CREATE_VM` makes, and the ioctls on it.
+
+mod capabilities;
+mod ioctls;
+mod logging;
+mod slots;
+
+use std::sync::{Arc, PoisonError};
+
+use premap_kvm::Errno;
+
+use crate::SoftConfig;
+use crate::machine::Machine;
+use crate::notifier::Notifier;
+use crate::vcpu::SoftVcpu;
+
+/// A VM of the software KVM. Clones are the same VM, as duplicated descriptors are.
+///
+/// # What it asks of the VMM
+///
+/// Guests read and write memory at the addresses that [`set_user_memory_region`](premap_kvm::Vm::set_user_memory_region)
+/// gave. What that method's safety section says holds here as on Linux, and one thing more, since no kernel can tell a
+/// user-space KVM: **memory of a slot may be unmapped, made inaccessible or cut off (a hole punched, a file shortened) only
+/// under an invalidation of its [`notifier`](Self::notifier)**, or after the slot is deleted, or when no vCPU runs any
+/// more. Memory that was never there, or went before the guest could have it mapped, is fine: a touch gives EFAULT.
+///
+/// ```
+/// use premap_address::Gpa;
+/// use premap_kvm::Vcpu;
+/// use premap_kvm::abi::kvm_pre_fault_memory;
+/// use premap_softkvm::{SoftConfig, SoftVm};
+///
+/// let vm = SoftVm::new(SoftConfig::default())?;
+/// let mut vcpu = vm.create_vcpu(0)?;
+/// // No memslot yet, so there is nothing to map.
+/// let mut range = kvm_pre_fault_memory { gpa: 0, size: 4096, ..Default::default() };
+/// assert_eq!(vcpu.pre_fault_memory(&mut range), Err(premap_kvm::Errno::NOENT));
+/// assert!(vcpu.read(Gpa::new(0)).is_err());
+/// # Ok::<(), premap_kvm::Errno>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct SoftVm {
+    machine: Arc<Machine>,
+}
+
+/// The most vCPUs that a VM can have, and one more than the highest number of one: x86's `KVM_MAX_VCPUS` and
+/// `KVM_MAX_VCPU_IDS`.
+const MOST_VCPUS: u32 = 4096;
+const VCPU_IDS: u32 = 4 * MOST_VCPUS;
+
+impl SoftVm {
+    /// Makes a VM without memory and vCPUs.
+    ///
+    /// # Errors
+    /// `/proc/self/pagemap` and `/proc/self/maps`, by which it sees the host's side of memory, can't be opened.
+    pub fn new(config: SoftConfig) -> Result<Self, Errno> {
+        Ok(Self { machine: Arc::new(Machine::new(config)?) })
+    }
+
+    /// How it was made.
+    #[must_use]
+    pub fn config(&self) -> SoftConfig {
+        self.machine.config
+    }
+
+    /// Makes a virtual CPU: `KVM_CREATE_VCPU`.
+    ///
+    /// # Errors
+    /// EEXIST: there is one of this number. EINVAL: the number is too high, or there are too many. EIO: the VM is dead.
+    pub fn create_vcpu(&self, id: u32) -> Result<SoftVcpu, Errno> {
+        self.machine.check_alive()?;
+        let mut vcpus = self.machine.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        if id >= VCPU_IDS || vcpus.len() >= MOST_VCPUS as usize {
+            return Err(Errno::INVAL);
+        }
+        if !vcpus.insert(id) {
+            return Err(Errno::EXIST);
+        }
+        Ok(SoftVcpu::new(Arc::clone(&self.machine), id))
+    }
+
+    /// Where the VMM says that it is about to change memory behind a slot.
+    #[must_use]
+    pub fn notifier(&self) -> Notifier<'_> {
+        Notifier::new(&self.machine)
+    }
+
+    /// A test hook: kills the VM, as KVM does when it finds a bug of its own (`KVM_BUG_ON`). Every ioctl gives EIO from
+    /// here on.
+    pub fn kill(&self) {
+        self.machine.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! How fast an MRTD is measured, against the same SHA-384 library with nothing around it.
+//!
+//! `measure`: `premap` measures a firmware of 4 MiB, all of it measured, in page order; `sha384_alone` gives the same library
+//! the same bytes, laid out beforehand, in one call. Every other library that is compiled in does as `sha384_alone` does,
+//! under its name, so that the choice of a library rests on figures: `--features openssl,aws-lc,ring` compiles them in.
+//! Subjects take turns, so that a machine whose speed drifts treats all alike; the median counts, and the spread is
+//! (max - min) / median. `--rounds N` sets how often.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use premap_tdx::measure::{Event, events};
+use premap_tdx::sha384::{DefaultSha384, Sha384};
+use premap_tdx::{Digest, Image, Order, Rules, Section, Tdvf, measure};
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+const VOLUME: u32 = 4 << 20;
+const VARIABLES: u32 = 0x1000;
+
+#[derive(serde::Serialize)]
+struct Line {
+    bench: &'static str,
+    subject: &'static str,
+    threads: usize,
+    value: f64,
+    unit: &'static str,
+    spread: f64,
+}
+
+/// A firmware whose volume is all measured.
+fn firmware() -> Vec<u8> {
+    let mut sections = common::SMALL;
+    let volume = &mut sections[0];
+    (volume.raw, volume.memory) = (VOLUME, VOLUME.into());
+    volume.gpa = (1 << 32) - u64::from(VOLUME);
+    sections[1].gpa = volume.gpa - u64::from(VARIABLES);
+    let len = usize::try_from(VARIABLES + VOLUME).expect("a few MiB");
+    common::firmware(len, &sections)
+}
+
+/// All that a measurement hashes, in one piece.
+fn stream(sections: &[Section<'_>], rules: Rules) -> Vec<u8> {
+    let mut stream = Vec::new();
+    for event in events(sections, rules) {
+        let (name, content): (&[u8], _) = match event {
+            Event::Add { .. } => (b"MEM.PAGE.ADD", None),
+            Event::Extend { content, .. } => (b"MR.EXTEND", Some(content.bytes())),
+        };
+        let mut header = [0; 128];
+        header[..name.len()].copy_from_slice(name);
+        header[16..24].copy_from_slice(&event.gpa().raw().to_le_bytes());
+        stream.extend(header);
+        stream.extend(content.iter().flatten());
+    }
+    stream
+}
+
+/// A name, and what hashes.
+type Subject<'a> = (&'static str, Box<dyn Fn() -> Digest + 'a>);
+
+fn alone<H: Sha384>(stream: &[u8]) -> Digest {
+    let mut hash = H::new();
+    hash.update(stream);
+    hash.finish()
+}
+
+fn main() {
+    let json = std::env::args().any(|argument| argument == "--json");
+    let rounds = std::env::args().skip_while(|argument| argument != "--rounds").nth(1);
+    let rounds: usize = rounds.map_or(41, |rounds| rounds.parse().expect("--rounds takes a number"));
+
+    let image = Image::new(firmware());
+    let tdvf = Tdvf::parse(&image).expect("the image is good");
+    let (sections, rules) = (tdvf.sections(), Rules::from(Order::Page));
+    let stream = stream(sections, rules);
+    let expected = measure(sections, rules).mrtd;
+
+    let measured = || measure(sections, rules).mrtd;
+    let mut subjects: Vec<Subject<'_>> =
+        vec![("premap", Box::new(measured)), ("sha384_alone", Box::new(|| alone::<DefaultSha384>(&stream)))];
+    #[cfg(feature = "sha2")]
+    subjects.push(("sha2", Box::new(|| alone::<premap_tdx::sha384::Sha2>(&stream))));
+    #[cfg(feature = "openssl")]
+    subjects.push(("openssl", Box::new(|| alone::<premap_tdx::sha384::OpenSsl>(&stream))));
+    #[cfg(feature = "aws-lc")]
+    subjects.push(("aws-lc", Box::new(|| alone::<premap_tdx::sha384::AwsLc>(&stream))));
+    #[cfg(feature = "ring")]
+    subjects.push(("ring", Box::new(|| alone::<premap_tdx::sha384::Ring>(&stream))));
+
+    let mut times = vec![Vec::new(); subjects.len()];
+    for round in 0..=rounds {
+        for turn in 0..subjects.len() {
+            let index = (turn + round) % subjects.len();
+            let begin = Instant::now();
+            let digest = black_box(subjects[index].1());
+            let seconds = begin.elapsed().as_secs_f64();
+            assert_eq!(digest, expected, "{}", subjects[index].0);
+            if round > 0 {
+                times[index].push(seconds);
+            }
+        }
+    }
+    #[expect(clippy::cast_precision_loss, reason = "some millions of bytes")]
+    let megabytes = stream.len() as f64 / 1e6;
+    let lines: Vec<Line> =
+        subjects.iter().zip(times).map(|(&(subject, _), times)| line(subject, megabytes, times)).collect();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&lines).expect("lines are plain"));
+        return;
+    }
+    println!("{megabytes:.1} MB hashed, the default library is {}", DefaultSha384::NAME);
+    for Line { bench, subject, value, unit, spread, .. } in &lines {
+        println!("{bench:8} {subject:14} {value:8.1} {unit}  spread {spread:.2}");
+    }
+    if let [ours, floor, ..] = lines.as_slice() {
+        println!("{:.3} times the rate of the library alone", ours.value / floor.value);
+    }
+}
+
+fn line(subject: &'static str, megabytes: f64, mut times: Vec<f64>) -> Line {
+    times.sort_by(f64::total_cmp);
+    let median = times[times.len() / 2];
+    let spread = (times[times.len() - 1] - times[0]) / median;
+    Line { bench: "measure", subject, threads: 1, value: megabytes / median, unit: "MB/s", spread }
+}
