@@ -1,7 +1,8 @@
-//! The premap command: run, doctor.
+//! The premap command: run, exec, doctor.
 
 mod backend;
 mod doctor;
+mod exec;
 mod failure;
 mod first_touch;
 mod host_memory;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     };
     let done = match &options.command {
         Command::Run(options) => run::run(options),
+        Command::Exec(options) => exec::run(options),
         Command::Doctor(options) => doctor::run(*options),
     };
     done.unwrap_or_else(|error| failure::report(&error))
