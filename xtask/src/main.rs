@@ -1,6 +1,7 @@
-//! The one entry for developers: test and lab.
+//! The one entry for developers: test, lab and exec-check.
 
 mod acceptance;
+mod exec_check;
 mod lab;
 mod packages;
 mod suite;
@@ -17,6 +18,8 @@ use clap::Parser;
 enum Task {
     /// Run a command in a virtual machine whose kernel has KVM with nested paging
     Lab(lab::Options),
+    /// Boot Linux in an unchanged QEMU, with and without premap exec, and compare
+    ExecCheck(exec_check::Options),
     /// Run every check: formatting, lints, docs, tests on this machine and in the lab
     Test(test::Options),
 }
@@ -24,6 +27,7 @@ enum Task {
 fn main() -> ExitCode {
     match Task::parse() {
         Task::Lab(options) => lab::run_command(options),
+        Task::ExecCheck(options) => exec_check::run_command(&options),
         Task::Test(options) => test::run(&options),
     }
 }

@@ -62,12 +62,14 @@ impl Journal {
     pub(crate) fn open(report: Option<&settings::Report>) -> Self {
         let opened = match report {
             None => return Self(None),
-            Some(settings::Report::File(path)) => {
-                OpenOptions::new().append(true).create(true).open(path).map_err(|error| format!("{}: {error}", path.display()))
-            }
-            Some(settings::Report::Descriptor(number)) => {
-                kvm::duplicate_any(*number).map(File::from).map_err(|error| format!("descriptor {number}: {error}"))
-            }
+            Some(settings::Report::File(path)) => OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(path)
+                .map_err(|error| format!("{}: {error}", path.display())),
+            Some(settings::Report::Descriptor(number)) => kvm::duplicate_any(*number)
+                .map(File::from)
+                .map_err(|error| format!("descriptor {number}: {error}")),
         };
         Self(opened.map_err(|error| say(&format!("no report is written: {error}"))).ok())
     }

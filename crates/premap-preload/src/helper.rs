@@ -157,13 +157,15 @@ mod tests {
 
     #[test]
     fn a_wait_ends_at_its_limit() {
-        let late = helper().ask(Some(Duration::from_millis(1)), || std::thread::sleep(Duration::from_millis(300)));
+        let late =
+            helper().ask(Some(Duration::from_millis(1)), || std::thread::sleep(Duration::from_millis(300)));
         assert_eq!(late, Err(Undone::Late));
     }
 
     #[test]
     fn the_thread_takes_no_signals() {
-        let status = helper().ask(None, || std::fs::read_to_string("/proc/thread-self/status").unwrap()).unwrap();
+        let status =
+            helper().ask(None, || std::fs::read_to_string("/proc/thread-self/status").unwrap()).unwrap();
         let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
         // SIGINT, SIGUSR1, SIGALRM and SIGTERM.
         let wanted = 1 << 1 | 1 << 9 | 1 << 13 | 1 << 14;

@@ -86,7 +86,8 @@ mod tests {
 
     #[track_caller]
     fn check(header: &str, page: &str, flags: &str, kind: Kind, writable: bool) {
-        let text = format!("{header}\nSize: 4 kB\nKernelPageSize: {page} kB\nMMUPageSize: 4 kB\nVmFlags: {flags}\n");
+        let text =
+            format!("{header}\nSize: 4 kB\nKernelPageSize: {page} kB\nMMUPageSize: 4 kB\nVmFlags: {flags}\n");
         let expected = Area { start: 0x7f00_0000_0000, end: 0x7f00_0020_0000, kind, writable };
         assert_eq!(parse(text.as_bytes()).unwrap(), [expected], "{header}");
     }
@@ -104,7 +105,13 @@ mod tests {
             Kind::Hugetlb(2 << 20),
             true,
         );
-        check(&format!("{AT} rw-s 00000000 00:0f 5 anon_inode:[vfio-device]"), "4", "rd wr io pf", Kind::Device, true);
+        check(
+            &format!("{AT} rw-s 00000000 00:0f 5 anon_inode:[vfio-device]"),
+            "4",
+            "rd wr io pf",
+            Kind::Device,
+            true,
+        );
         check(&format!("{AT} rw-p 00000000 00:00 0"), "4", "rd wr um ac", Kind::Userfault, true);
         check(&format!("{AT} ---p 00000000 00:00 0"), "4", "mr mw", Kind::Closed, false);
     }

@@ -216,7 +216,10 @@ mod tests {
         check(
             slot(16 * MIB, 4 * MIB, 0),
             &areas,
-            &[(16 * MIB, MIB, Backing::Anonymous, Touch::Write), (18 * MIB, MIB, Backing::Shared, Touch::Write)],
+            &[
+                (16 * MIB, MIB, Backing::Anonymous, Touch::Write),
+                (18 * MIB, MIB, Backing::Shared, Touch::Write),
+            ],
             &[(17 * MIB, MIB, Why::NotMapped), (19 * MIB, MIB, Why::NotMapped)],
         );
     }
@@ -232,9 +235,12 @@ mod tests {
     #[test]
     fn narrowing_keeps_gpa_and_host_together() {
         let found = find([slot(16 * MIB, 4 * MIB, 0)], &[area(0, 8 * MIB, Kind::Anonymous)]);
-        let keep = |range: Range<u64>| Ok::<_, ()>(vec![range.start + 4096..range.start + 8192, range.end - 4096..range.end]);
+        let keep = |range: Range<u64>| {
+            Ok::<_, ()>(vec![range.start + 4096..range.start + 8192, range.end - 4096..range.end])
+        };
         let narrowed = narrow(found.regions, keep).unwrap();
-        let got: Vec<_> = narrowed.iter().map(|one| (one.range.start().raw(), one.host.raw(), one.range.bytes())).collect();
+        let got: Vec<_> =
+            narrowed.iter().map(|one| (one.range.start().raw(), one.host.raw(), one.range.bytes())).collect();
         assert_eq!(
             got,
             [(16 * MIB + 4096, HOST + 4096, 4096), (20 * MIB - 4096, HOST + 4 * MIB - 4096, 4096)]

@@ -112,8 +112,10 @@ mod tests {
         let start = base.addr() as u64;
         match present(start..start + PAGES * 4096) {
             Ok(found) => {
-                let expected: Vec<_> =
-                    (0..PAGES).step_by(2).map(|number| start + number * 4096..start + (number + 1) * 4096).collect();
+                let expected: Vec<_> = (0..PAGES)
+                    .step_by(2)
+                    .map(|number| start + number * 4096..start + (number + 1) * 4096)
+                    .collect();
                 assert_eq!(found, expected);
             }
             Err(errno) => eprintln!("skipped: this kernel has no PAGEMAP_SCAN: {errno}"),

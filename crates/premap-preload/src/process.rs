@@ -59,7 +59,8 @@ impl Process {
         // What the library's own panics say, they say in one line.
         std::panic::set_hook(Box::new(|_| {}));
         let journal = Arc::new(Journal::open(settings.report.as_ref()));
-        let helper = Helper::start(when_confined).map_err(|error| format!("cannot start a thread: {error}"))?;
+        let helper =
+            Helper::start(when_confined).map_err(|error| format!("cannot start a thread: {error}"))?;
         let vms = Mutex::default();
         Ok(Self { settings: Arc::new(settings), journal, helper, vms, turned: Condvar::new() })
     }

@@ -81,7 +81,8 @@ impl Task {
                 Err(_) => {}
             }
         }
-        let deadline = self.settings.deadline_ns.and_then(|ns| Instant::now().checked_add(Duration::from_nanos(ns)));
+        let deadline =
+            self.settings.deadline_ns.and_then(|ns| Instant::now().checked_add(Duration::from_nanos(ns)));
         let mut engine = Engine::new().vm(&vm).stages(stages).stop(&self.stop);
         engine = engine.budget(Budget { bytes: None, deadline });
         if let Some(threads) = self.settings.host_threads {
@@ -92,7 +93,14 @@ impl Task {
 
     fn tell(&self, left: &[Left], report: &Report) {
         let Self { vm, run, slots, .. } = self;
-        self.journal.write(&Event::Mapped { vm: *vm, run: *run, vcpus: self.vcpus.len(), slots, left, report });
+        self.journal.write(&Event::Mapped {
+            vm: *vm,
+            run: *run,
+            vcpus: self.vcpus.len(),
+            slots,
+            left,
+            report,
+        });
         let mib = |bytes: u64| bytes >> 20;
         if self.settings.voice == Voice::Everything {
             say(&format!(
@@ -121,7 +129,10 @@ fn shortfall(report: &Report) -> Option<String> {
         Stage::Host => "host",
         Stage::Second => "second",
     };
-    Some(format!("{failed} bytes could not be mapped; the first at gpa {}, {stage} stage: {}", why.range, why.reason))
+    Some(format!(
+        "{failed} bytes could not be mapped; the first at gpa {}, {stage} stage: {}",
+        why.range, why.reason
+    ))
 }
 
 /// Of memory that earlier runs mapped, only what is present still; of new memory, all.

@@ -58,9 +58,10 @@ pub(crate) struct Count {
 impl Count {
     /// Reads a vCPU's counters.
     pub(crate) fn read(counters: &Counters) -> Self {
-        counters
-            .read()
-            .map_or_else(Self::default, |stats| Self { faults: stats.get("pf_taken"), exits: stats.get("exits") })
+        counters.read().map_or_else(Self::default, |stats| Self {
+            faults: stats.get("pf_taken"),
+            exits: stats.get("exits"),
+        })
     }
 
     /// The sum of what is known.
@@ -184,7 +185,8 @@ impl Vm {
     /// others may be in the guest, where a call on them would wait.
     pub(crate) fn lend(&self, entering: RawFd) -> Vec<RawFd> {
         let first_run = self.timing.runs() <= 1;
-        let others = self.vcpus.iter().filter(|vcpu| first_run && !vcpu.entered && !vcpu.fds.contains(&entering));
+        let others =
+            self.vcpus.iter().filter(|vcpu| first_run && !vcpu.entered && !vcpu.fds.contains(&entering));
         std::iter::once(entering).chain(others.filter_map(|vcpu| vcpu.fds.first().copied())).collect()
     }
 
@@ -194,7 +196,8 @@ impl Vm {
             0 => self.slots.remove(&slot.slot),
             _ => self.slots.insert(slot.slot, slot),
         };
-        before.is_none_or(|before| (before.gpa, before.bytes, before.host) != (slot.gpa, slot.bytes, slot.host))
+        before
+            .is_none_or(|before| (before.gpa, before.bytes, before.host) != (slot.gpa, slot.bytes, slot.host))
     }
 }
 

@@ -16,6 +16,7 @@ use premap::Stop;
 use premap_exec_settings::Strategy;
 use premap_kvm::abi::kvm_userspace_memory_region;
 
+use crate::descriptors;
 use crate::events::Event;
 use crate::helper::Undone;
 use crate::kvm::{self, Counters, Role};
@@ -26,7 +27,6 @@ use crate::request::Request;
 use crate::say::say;
 use crate::task::Task;
 use crate::vms::{Count, Vm, Vms};
-use crate::descriptors;
 
 /// Whether any VM's entries must be asked about. `KVM_RUN` looks at nothing else.
 static DUE: AtomicBool = AtomicBool::new(false);
@@ -252,7 +252,9 @@ fn map(process: &Process, number: u32, task: Option<Task>) {
     match done {
         Some(Ok(Err(error))) => say(&format!("VM {number} is not mapped: {error}")),
         Some(Err(Undone::Confined)) => process::step_aside(&process::confined()),
-        Some(Err(Undone::Panicked(text))) => process::step_aside(&format!("an error of premap's own: {text}")),
+        Some(Err(Undone::Panicked(text))) => {
+            process::step_aside(&format!("an error of premap's own: {text}"))
+        }
         Some(Ok(Ok(_)) | Err(Undone::Late)) | None => {}
     }
 }

@@ -71,7 +71,9 @@ impl Exec {
     /// The VMM's name as given, and its arguments.
     pub(super) fn command(&self) -> (&OsStr, &[OsString]) {
         // clap has seen to it that there is one.
-        self.command.split_first().map_or((OsStr::new(""), &[]), |(name, arguments)| (name.as_os_str(), arguments))
+        self.command
+            .split_first()
+            .map_or((OsStr::new(""), &[]), |(name, arguments)| (name.as_os_str(), arguments))
     }
 
     /// What the library is told.

@@ -21,7 +21,10 @@ pub(super) fn find() -> anyhow::Result<PathBuf> {
     // The dynamic linker takes both for separators, and has no way to write them.
     if library.to_string_lossy().contains([':', ' ']) {
         let place = library.display();
-        return Err(BadUse(format!("{place}: the dynamic linker can't preload from a path with a colon or a space")).into());
+        return Err(BadUse(format!(
+            "{place}: the dynamic linker can't preload from a path with a colon or a space"
+        ))
+        .into());
     }
     Ok(library)
 }
@@ -35,7 +38,10 @@ fn choose(
     if let Some(named) = named {
         return match is_file(named) {
             true => Ok(named.to_owned()),
-            false => Err(BadUse(format!("{VARIABLE} {}: no such file; give the path of {LIBRARY}", named.display()))),
+            false => Err(BadUse(format!(
+                "{VARIABLE} {}: no such file; give the path of {LIBRARY}",
+                named.display()
+            ))),
         };
     }
     let places = ["", "../lib", "../lib/premap"].into_iter().zip(std::iter::repeat(directory));
@@ -66,7 +72,11 @@ mod tests {
         let library = "/o/bin/../lib/libpremap_preload.so";
         check(None, &[beside, library], Some(beside));
         check(None, &[library], Some(library));
-        check(None, &["/o/bin/../lib/premap/libpremap_preload.so"], Some("/o/bin/../lib/premap/libpremap_preload.so"));
+        check(
+            None,
+            &["/o/bin/../lib/premap/libpremap_preload.so"],
+            Some("/o/bin/../lib/premap/libpremap_preload.so"),
+        );
         check(Some("/x.so"), &["/x.so", beside], Some("/x.so"));
         check(Some("/x.so"), &[beside], None);
         check(None, &[], None);

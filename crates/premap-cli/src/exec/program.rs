@@ -38,7 +38,8 @@ pub(super) fn find(name: &OsStr) -> anyhow::Result<PathBuf> {
         return Ok(as_path.to_owned());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let is_program = |path: &PathBuf| fs::metadata(path).is_ok_and(|data| data.is_file() && data.mode() & 0o111 != 0);
+    let is_program =
+        |path: &PathBuf| fs::metadata(path).is_ok_and(|data| data.is_file() && data.mode() & 0o111 != 0);
     let found = std::env::split_paths(&path).map(|directory| directory.join(name)).find(is_program);
     found.ok_or_else(|| BadUse(format!("{}: no such program in PATH", as_path.display())).into())
 }
@@ -78,14 +79,17 @@ fn gained(program: &Path, file: &File) -> anyhow::Result<Option<String>> {
     let setuid = data.mode() & 0o4000 != 0 && data.uid() != getuid().as_raw();
     let setgid = data.mode() & 0o2000 != 0 && data.gid() != getgid().as_raw();
     let mut none = [0_u8; 0];
-    let capable = !getuid().is_root() && rustix::fs::fgetxattr(file, c"security.capability", &mut none).is_ok();
+    let capable =
+        !getuid().is_root() && rustix::fs::fgetxattr(file, c"security.capability", &mut none).is_ok();
     let how = match (setuid, setgid, capable) {
         (true, ..) => "is setuid",
         (_, true, _) => "is setgid",
         (.., true) => "has file capabilities",
         _ => return Ok(None),
     };
-    Ok(Some(format!("{how}, so the dynamic linker ignores what is preloaded; run it as the user whose rights it takes")))
+    Ok(Some(format!(
+        "{how}, so the dynamic linker ignores what is preloaded; run it as the user whose rights it takes"
+    )))
 }
 
 /// Reads how a program is linked.
@@ -178,13 +182,19 @@ mod tests {
         }
         let mut astray = whole;
         astray[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert!(linking(&mut Cursor::new(&astray)).is_ok_and(|linking| linking == Linking::Static) || cfg!(unix));
+        assert!(
+            linking(&mut Cursor::new(&astray)).is_ok_and(|linking| linking == Linking::Static) || cfg!(unix)
+        );
     }
 
     #[test]
     fn this_test_s_own_program_is_dynamic_unless_it_was_built_otherwise() {
         let own = std::env::current_exe().unwrap();
         let linking = linking(&mut File::open(own).unwrap()).unwrap();
-        assert_eq!(matches!(linking, Linking::Dynamic(_)), !cfg!(target_feature = "crt-static"), "{linking:?}");
+        assert_eq!(
+            matches!(linking, Linking::Dynamic(_)),
+            !cfg!(target_feature = "crt-static"),
+            "{linking:?}"
+        );
     }
 }
