@@ -35,7 +35,7 @@
 //! # What it does not see
 //!
 //! Calls that do not go through the C library's `ioctl`: statically linked VMMs, and programs that make the system call
-//! themselves. What a process counted is lost when it ends by a signal or by `_exit`.
+//! themselves, as Rust's rustix does. VMMs on kvm-ioctls or on libc do not. What a process counted is lost when it ends by a signal or by `_exit`.
 
 mod descriptors;
 mod events;

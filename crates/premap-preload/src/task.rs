@@ -24,16 +24,18 @@ pub(crate) struct Task {
     pub(crate) fd: RawFd,
     pub(crate) vcpus: Vec<RawFd>,
     pub(crate) slots: Vec<Slot>,
-    /// Where memory lies that earlier runs mapped.
-    pub(crate) populated: Vec<Range<u64>>,
+    /// What earlier runs mapped.
+    pub(crate) before: Mapped,
     pub(crate) stop: Stop,
 }
 
-/// What a run has done.
-#[derive(Debug)]
-pub(crate) struct Done {
-    /// Where memory lies that this run and earlier ones mapped.
-    pub(crate) populated: Vec<Range<u64>>,
+/// What runs have mapped so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Mapped {
+    /// Where in this process the memory lies, in ascending order.
+    populated: Vec<Range<u64>>,
+    /// Whether the guest's addresses were mapped too. Otherwise a change of slots costs nothing that was mapped.
+    second: bool,
 }
 
 /// The stages of a strategy, if it has any.
@@ -51,16 +53,19 @@ impl Task {
     ///
     /// # Errors
     /// Why nothing could be mapped.
-    pub(crate) fn perform(self) -> Result<Done, String> {
+    pub(crate) fn perform(self) -> Result<Mapped, String> {
         let areas = maps::read().map_err(|error| format!("cannot read the address space: {error}"))?;
         let found = memory::find(self.slots.iter().copied(), &areas);
-        let regions = memory::narrow(found.regions, |range| still_there(range, &self.populated))
+        let regions = memory::narrow(found.regions, |range| self.before.missing(range))
             .map_err(|errno| format!("cannot tell what memory is present: {errno}"))?;
-        let mut populated = self.populated.clone();
-        populated.extend(regions.iter().map(host_range));
+        if regions.is_empty() && self.run > 1 {
+            return Ok(self.before);
+        }
+        let mut mapped = self.before.clone();
+        mapped.populated.extend(regions.iter().map(host_range));
         let report = self.run(regions)?;
         self.tell(&found.left, &report);
-        Ok(Done { populated: merged(populated) })
+        Ok(Mapped { populated: merged(mapped.populated), second: report.second.mapped > 0 })
     }
 
     fn run(&self, regions: Vec<Region>) -> Result<Report, String> {
@@ -135,22 +140,28 @@ fn shortfall(report: &Report) -> Option<String> {
     ))
 }
 
-/// Of memory that earlier runs mapped, only what is present still; of new memory, all.
-fn still_there(range: Range<u64>, populated: &[Range<u64>]) -> Result<Vec<Range<u64>>, premap_kvm::Errno> {
-    let mut parts = Vec::new();
-    let mut at = range.start;
-    for known in populated.iter().filter(|known| known.end > range.start && known.start < range.end) {
-        if known.start > at {
-            parts.push(at..known.start);
+impl Mapped {
+    /// The parts of a host range that another run has to map: of memory that was mapped before, what is present still,
+    /// and of new memory, all.
+    fn missing(&self, range: Range<u64>) -> Result<Vec<Range<u64>>, premap_kvm::Errno> {
+        let mut parts = Vec::new();
+        let mut at = range.start;
+        for known in self.populated.iter().filter(|known| known.end > range.start && known.start < range.end)
+        {
+            if known.start > at {
+                parts.push(at..known.start);
+            }
+            let part = at.max(known.start)..range.end.min(known.end);
+            at = part.end;
+            if self.second {
+                parts.extend(present::present(part)?);
+            }
         }
-        let part = at.max(known.start)..range.end.min(known.end);
-        at = part.end;
-        parts.extend(present::present(part)?);
+        if at < range.end {
+            parts.push(at..range.end);
+        }
+        Ok(parts)
     }
-    if at < range.end {
-        parts.push(at..range.end);
-    }
-    Ok(parts)
 }
 
 fn host_range(region: &Region) -> Range<u64> {
@@ -180,8 +191,16 @@ mod tests {
     }
 
     #[test]
-    fn new_memory_is_taken_whole() {
-        assert_eq!(still_there(0x1000..0x5000, &[]).unwrap(), [0x1000..0x5000]);
+    fn new_memory_is_taken_whole_and_known_memory_only_for_the_second_stage() {
+        assert_eq!(Mapped::default().missing(0x1000..0x5000).unwrap(), [0x1000..0x5000]);
+        let host_only = Mapped { populated: vec![0x2000..0x3000], second: false };
+        assert_eq!(host_only.missing(0x1000..0x5000).unwrap(), [0x1000..0x2000, 0x3000..0x5000]);
+        // Known memory that is not present any more is not made present again.
+        let both = Mapped { populated: vec![0x2000..0x3000], second: true };
+        match both.missing(0x1000..0x5000) {
+            Ok(parts) => assert_eq!(parts, [0x1000..0x2000, 0x3000..0x5000]),
+            Err(errno) => eprintln!("skipped: this kernel has no PAGEMAP_SCAN: {errno}"),
+        }
     }
 
     #[test]

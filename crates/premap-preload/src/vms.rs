@@ -1,7 +1,6 @@
 //! What is known of this process's VMs.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use premap::Stop;
 use crate::kvm::Counters;
 use crate::memory::Slot;
 use crate::phase::Timing;
+use crate::task::Mapped;
 
 /// The VMs that are there.
 #[derive(Debug, Default)]
@@ -30,8 +30,8 @@ pub(crate) struct Vm {
     pub(crate) timing: Timing,
     /// Ends the run under way.
     pub(crate) stop: Stop,
-    /// Where in this process memory lies that was mapped already; in ascending order.
-    pub(crate) populated: Vec<Range<u64>>,
+    /// What runs have mapped.
+    pub(crate) mapped: Mapped,
     /// Counted by vCPUs that are closed by now.
     pub(crate) count: Count,
     /// vCPUs made, whether open or not.
@@ -83,7 +83,7 @@ impl Vms {
             slots: BTreeMap::new(),
             timing,
             stop: Stop::new(),
-            populated: Vec::new(),
+            mapped: Mapped::default(),
             count: Count::default(),
             vcpus_made: 0,
         });

@@ -233,7 +233,7 @@ fn task(process: &Process, vm: &mut Vm, entering: RawFd) -> Option<Task> {
         fd: vm.fds.first().copied()?,
         vcpus: vm.lend(entering),
         slots: vm.slots.values().copied().collect(),
-        populated: vm.populated.clone(),
+        before: vm.mapped.clone(),
         stop: vm.stop.clone(),
     })
 }
@@ -244,8 +244,8 @@ fn map(process: &Process, number: u32, task: Option<Task>) {
     let mut vms = process.vms();
     if let Some(vm) = vms.numbered(number) {
         vm.timing.ended(if vm.stop.is_stopped() { End::Stopped } else { End::Done });
-        if let Some(Ok(Ok(done))) = &done {
-            vm.populated.clone_from(&done.populated);
+        if let Some(Ok(Ok(mapped))) = &done {
+            vm.mapped = mapped.clone();
         }
     }
     settle(process, vms);
