@@ -84,6 +84,7 @@ fn usage_line(error: &clap::Error) -> String {
             let near = context(ContextKind::SuggestedArg).map(|near| format!("did you mean {near}?"));
             format!("{flag}: no such flag; {}", near.unwrap_or_else(|| "see --help".to_owned()))
         }
+        (ErrorKind::MissingRequiredArgument, Some(flag)) => format!("{flag} is missing; see --help"),
         (ErrorKind::ArgumentConflict, Some(flag)) => format!("{flag}: given twice; give it once"),
         _ => {
             // Only clap's first line: what follows is usage and tips.

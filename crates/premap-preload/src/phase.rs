@@ -22,7 +22,8 @@
 //! otherwise), nor after [`MOST_RUNS`]: a guest at work is not held back, and takes its faults as it would without premap.
 //!
 //! While a run is under way, vCPUs that want to enter the guest wait for its end. A change of slots does not: it stops the
-//! run, and the run counts as not done.
+//! run, and the run counts as not done. A VMM that wants a vCPU out of the guest meanwhile, to pause it say, has it when the
+//! run ends; `--deadline` bounds that.
 
 use std::time::{Duration, Instant};
 

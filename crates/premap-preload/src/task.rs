@@ -192,11 +192,12 @@ mod tests {
 
     #[test]
     fn new_memory_is_taken_whole_and_known_memory_only_for_the_second_stage() {
-        assert_eq!(Mapped::default().missing(0x1000..0x5000).unwrap(), [0x1000..0x5000]);
-        let host_only = Mapped { populated: vec![0x2000..0x3000], second: false };
+        let one = |range: Range<u64>| std::iter::once(range).collect::<Vec<_>>();
+        assert_eq!(Mapped::default().missing(0x1000..0x5000).unwrap(), one(0x1000..0x5000));
+        let host_only = Mapped { populated: one(0x2000..0x3000), second: false };
         assert_eq!(host_only.missing(0x1000..0x5000).unwrap(), [0x1000..0x2000, 0x3000..0x5000]);
         // Known memory that is not present any more is not made present again.
-        let both = Mapped { populated: vec![0x2000..0x3000], second: true };
+        let both = Mapped { populated: one(0x2000..0x3000), second: true };
         match both.missing(0x1000..0x5000) {
             Ok(parts) => assert_eq!(parts, [0x1000..0x2000, 0x3000..0x5000]),
             Err(errno) => eprintln!("skipped: this kernel has no PAGEMAP_SCAN: {errno}"),

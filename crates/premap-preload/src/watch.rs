@@ -146,10 +146,12 @@ fn once<T: Default>(work: impl FnOnce() -> T) -> T {
 }
 
 fn created_vm(process: &Process, fd: RawFd, machine_type: usize) {
-    // A VM of another type than the default has memory that its launch maps; it is only looked at.
+    // On x86 a VM of another type than the default has memory that its launch maps; it is only looked at. Elsewhere the
+    // type has the width of guest addresses.
+    let by_launch = cfg!(target_arch = "x86_64") && machine_type != 0;
     let timing = match process.settings.strategy {
         Strategy::None => Timing::never(),
-        _ if machine_type != 0 => Timing::never(),
+        _ if by_launch => Timing::never(),
         _ => Timing::new(Duration::from_nanos(process.settings.follow_ns)),
     };
     descriptors::watch(fd);

@@ -178,13 +178,12 @@ mod tests {
     fn a_file_that_ends_early_or_points_nowhere_is_no_panic() {
         let whole = program(2, 3);
         for length in 0..whole.len() {
-            let _ = linking(&mut Cursor::new(&whole[..length])).unwrap();
+            let cut = linking(&mut Cursor::new(&whole[..length])).unwrap();
+            assert!(length > 120 || !matches!(cut, Linking::Dynamic(_)), "{length}: {cut:?}");
         }
         let mut astray = whole;
         astray[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert!(
-            linking(&mut Cursor::new(&astray)).is_ok_and(|linking| linking == Linking::Static) || cfg!(unix)
-        );
+        check_linking(&astray, Linking::Static);
     }
 
     #[test]
