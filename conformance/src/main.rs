@@ -5,15 +5,15 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use conformance::{reach, script};
-use premap_guest::Soft;
+use premap_guest::{Kernel, Soft};
 use premap_softkvm::Profile;
 
 /// Runs random scripts on the software KVM and on /dev/kvm, and shows where they differ
 #[derive(Debug, Parser)]
 struct Options {
-    /// The release that the software KVM follows
-    #[arg(long, default_value = "6.12")]
-    profile: Profile,
+    /// The release that the software KVM follows; unless given, the newest that is no newer than this kernel
+    #[arg(long)]
+    profile: Option<Profile>,
     /// How many scripts to run
     #[arg(long, default_value_t = 200)]
     cases: u64,
@@ -28,6 +28,9 @@ fn main() -> ExitCode {
         eprintln!("error: there is no /dev/kvm with pre-faulting here to compare with");
         return ExitCode::FAILURE;
     };
+    let release = linux.release();
+    let profile = profile.unwrap_or_else(|| following(&release));
+    eprintln!("software KVM as {profile} against Linux {release}");
     let mut shown = 0;
     let summary = script::compare_all(&Soft::new(profile), &linux, seed, cases, |summary| {
         for difference in &summary.differences[shown..] {
@@ -42,4 +45,34 @@ fn main() -> ExitCode {
     println!("{scripts} scenarios, {operations} operations, {shown} differences (seed {seed})");
     let _ = std::io::stdout().flush();
     if shown == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The newest profile that is no newer than a kernel's release; the oldest where all are newer.
+fn following(release: &str) -> Profile {
+    let version = |name: &str| {
+        let mut numbers =
+            name.split(|digit: char| !digit.is_ascii_digit()).map(|part| part.parse::<u32>().ok());
+        numbers.next().flatten().zip(numbers.next().flatten())
+    };
+    let known = Profile::ALL.into_iter().filter(|profile| version(profile.name()) <= version(release));
+    known.max_by_key(|profile| version(profile.name())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(release: &str, profile: &str) {
+        assert_eq!(following(release).name(), profile);
+    }
+
+    #[test]
+    fn a_kernel_is_followed_by_the_newest_profile_that_is_not_newer() {
+        check("6.12.117+deb13-cloud-amd64", "6.12");
+        check("6.15.1", "6.12");
+        check("6.18.44", "6.16");
+        check("7.2.3-cloud-amd64", "7.2");
+        check("8.0", "7.2");
+    }
 }

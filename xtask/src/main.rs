@@ -1,6 +1,8 @@
-//! The one entry for developers: test, lab and exec-check.
+//! The one entry for developers: test, lab, exec-check, conformance, bench.
 
 mod acceptance;
+mod bench;
+mod conformance;
 mod exec_check;
 mod lab;
 mod packages;
@@ -20,6 +22,10 @@ enum Task {
     Lab(lab::Options),
     /// Boot Linux in an unchanged QEMU, with and without premap exec, and compare
     ExecCheck(exec_check::Options),
+    /// Compare the software KVM with a real kernel, scenario by scenario
+    Conformance(conformance::Options),
+    /// Run a benchmark
+    Bench(bench::Options),
     /// Run every check: formatting, lints, docs, tests on this machine and in the lab
     Test(test::Options),
 }
@@ -28,6 +34,8 @@ fn main() -> ExitCode {
     match Task::parse() {
         Task::Lab(options) => lab::run_command(options),
         Task::ExecCheck(options) => exec_check::run_command(&options),
+        Task::Conformance(options) => conformance::run(options),
+        Task::Bench(options) => bench::run(&options),
         Task::Test(options) => test::run(&options),
     }
 }

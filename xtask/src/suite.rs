@@ -13,7 +13,9 @@ use crate::lab::machine::Machine;
 use crate::lab::{Lab, binaries, environment};
 
 /// The packages whose tests run in the lab as well as on the host.
-const PACKAGES: &[&str] = &["conformance"];
+const PACKAGES: &[&str] = &["conformance", "premap-guest"];
+/// How many random scripts each kernel is compared on.
+const SCRIPTS: &str = "60";
 const TEST_LIMIT: Duration = Duration::from_secs(900);
 const CASE_LIMIT: Duration = Duration::from_secs(300);
 
@@ -45,6 +47,7 @@ pub(crate) fn run(lines: &[Line]) -> Result<()> {
         for test in &tests {
             run_test(&mut boot, test)?;
         }
+        compare(&mut boot)?;
         let mut failed = 0;
         for case in acceptance::cases() {
             failed += run_case(&mut boot, &case)?;
@@ -62,6 +65,20 @@ fn run_test(boot: &mut Boot, test: &GuestFile) -> Result<()> {
     let code = boot.run(&job, &mut io::stdout().lock(), &mut io::stderr().lock())?;
     if code != 0 {
         bail!("{} ended with {code} in the lab", test.name);
+    }
+    Ok(())
+}
+
+/// Compares the software KVM with this kernel on scripts that no run before had; the seed is in the output.
+fn compare(boot: &mut Boot) -> Result<()> {
+    let seed = crate::conformance::fresh_seed().to_string();
+    println!("random scripts, seed {seed}");
+    let argv = ["conformance", "--cases", SCRIPTS, "--seed", &seed].map(str::to_owned).to_vec();
+    let code = boot.run(&job(argv, TEST_LIMIT), &mut io::stdout().lock(), &mut io::stderr().lock())?;
+    if code != 0 {
+        bail!(
+            "the software KVM and this kernel differ; `cargo xtask conformance --seed {seed}` shows it again"
+        );
     }
     Ok(())
 }

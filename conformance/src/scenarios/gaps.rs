@@ -78,19 +78,14 @@ pub fn a_slot_removed_before_the_run_is_skipped<K: Kernel>(kernel: &K) {
 }
 
 /// A slot that is gone after a vCPU mapped it leaves that vCPU a stale root. Linux before 6.15 spins on it until a signal
-/// comes: the watchdog sends one, and the bytes are abandoned. Later kernels see a hole.
+/// comes: the watchdog sends one, and the engine renews the root. Then it is a hole, as it is at once on later kernels.
 pub fn a_slot_removed_under_a_used_vcpu_never_hangs<K: Kernel>(kernel: &K) {
     let mut fixture = Fixture::new(kernel, 1, 512, Backing::Anonymous);
     let plan = fixture.plan();
     assert!(fixture.map(Engine::new(), &plan).is_complete());
     let kept = fixture.machine.slots().remove(fixture.slot).expect("the slot can be removed");
     let report = fixture.map(Engine::new().patience(Duration::from_millis(200)), &plan);
-    assert_eq!(report.second.mapped, 0, "{report:?}");
-    let reasons: Vec<_> = lost(&report, Stage::Second).into_iter().map(|(_, reason)| reason).collect();
-    assert!(
-        [[Reason::NoMemslot], [Reason::NoProgress]].iter().any(|one| reasons == one),
-        "a removed slot gave {reasons:?}"
-    );
+    assert_eq!(lost(&report, Stage::Second), [(pages(0, 512), Reason::NoMemslot)]);
     drop(kept);
 }
 

@@ -136,6 +136,7 @@ mod tests {
         );
         check(&["run", "--memry", "1"], "--memry: no such flag; did you mean --memory?");
         check(&["run", "--json", "--json"], "--json: given twice; give it once");
+        check(&["td", "measure"], "<FILE> is missing; see --help");
         check(&["walk"], "unrecognized subcommand 'walk'; see --help");
         check(&["run", "5"], "5: no such flag; see --help");
     }

@@ -1,4 +1,4 @@
-//! The premap command: run, exec, doctor.
+//! The premap command: run, exec, doctor, td.
 
 mod backend;
 mod doctor;
@@ -11,6 +11,7 @@ mod output;
 mod run;
 mod size;
 mod strategy;
+mod td;
 
 use std::process::ExitCode;
 
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(options),
         Command::Exec(options) => exec::run(options),
         Command::Doctor(options) => doctor::run(*options),
+        Command::Td(options) => td::run(options),
     };
     done.unwrap_or_else(|error| failure::report(&error))
 }

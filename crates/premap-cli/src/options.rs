@@ -10,6 +10,7 @@ use premap_softkvm::Profile;
 
 use crate::exec::Exec;
 use crate::size::{Size, duration};
+use crate::td::Td;
 
 /// Maps a virtual machine's memory before the guest touches it, and shows what that saves.
 #[derive(Debug, Parser)]
@@ -33,6 +34,9 @@ pub(crate) enum Command {
     Exec(Exec),
     /// Say what this host can do, and what to change where it can't
     Doctor(Doctor),
+    /// Work with TDX guests: what their firmware measures to
+    #[command(subcommand)]
+    Td(Td),
 }
 
 /// Flags of `premap run`.

@@ -76,6 +76,10 @@ impl premap_kvm::Vcpu for SoftGuest {
         self.vcpu.pre_fault_memory(range)
     }
 
+    fn renew_root(&mut self) -> premap_kvm::Result<()> {
+        self.vcpu.renew_root()
+    }
+
     fn stats(&self) -> premap_kvm::Result<premap_kvm::Stats> {
         self.vcpu.stats()
     }

@@ -7,14 +7,19 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl};
+use rustix::ioctl::{Getter, Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl};
 
-use crate::abi::{self, kvm_dirty_log, kvm_enable_cap, kvm_pre_fault_memory, kvm_userspace_memory_region};
+use crate::abi::{
+    self, kvm_dirty_log, kvm_enable_cap, kvm_pre_fault_memory, kvm_sregs, kvm_userspace_memory_region,
+};
 use crate::{Errno, Result, Stats};
 
 /// A virtual machine's descriptor, owned or borrowed.
 #[derive(Clone, Copy, Debug)]
 pub struct Vm<F>(F);
+
+/// CR0.WP. KVM gives a vCPU's root up whenever the bit changes.
+const CR0_WP: u64 = 1 << 16;
 
 /// A virtual CPU's descriptor, owned or borrowed.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +36,13 @@ impl<F: AsFd> Vcpu<F> {
     /// Wraps what `KVM_CREATE_VCPU` gave. Another kind of descriptor is told by ENOTTY at the first call.
     pub const fn new(fd: F) -> Self {
         Self(fd)
+    }
+}
+
+impl<F: AsFd> Vcpu<F> {
+    fn set_sregs(&self, sregs: kvm_sregs) -> Result<()> {
+        // SAFETY: KVM_SET_SREGS reads one kvm_sregs and changes the vCPU's registers only.
+        unsafe { ioctl(&self.0, Setter::<{ abi::KVM_SET_SREGS }, _>::new(sregs)) }
     }
 }
 
@@ -68,6 +80,13 @@ impl<F: AsFd> crate::Vcpu for Vcpu<F> {
         // SAFETY: KVM_PRE_FAULT_MEMORY reads and writes one kvm_pre_fault_memory. It maps what the VM's memslots hold
         // already, as a read by the guest would, and changes no content.
         unsafe { ioctl(&self.0, Updater::<{ abi::KVM_PRE_FAULT_MEMORY }, _>::new(range)) }
+    }
+
+    fn renew_root(&mut self) -> Result<()> {
+        // SAFETY: KVM_GET_SREGS writes one kvm_sregs, for which the getter has room.
+        let sregs = unsafe { ioctl(&self.0, Getter::<{ abi::KVM_GET_SREGS }, kvm_sregs>::new()) }?;
+        self.set_sregs(kvm_sregs { cr0: sregs.cr0 ^ CR0_WP, ..sregs })?;
+        self.set_sregs(sregs)
     }
 
     fn stats(&self) -> Result<Stats> {

@@ -109,6 +109,10 @@ mod tests {
             self.ioctl
         }
 
+        fn renew_root(&mut self) -> Result<()> {
+            unreachable!("the probe changes nothing")
+        }
+
         fn stats(&self) -> Result<Stats> {
             Ok(Stats::default())
         }

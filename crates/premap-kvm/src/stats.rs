@@ -139,6 +139,21 @@ mod tests {
     }
 
     #[test]
+    fn every_corrupt_byte_is_read_without_a_panic() {
+        let whole = file();
+        for at in 0..whole.len() {
+            for bits in [0x01, 0x80, 0xff] {
+                let mut file = whole.clone();
+                file[at] ^= bits;
+                // Either an error or other values: both are answers.
+                if let Ok(stats) = Stats::parse(&file) {
+                    assert!(stats.iter().count() <= 2, "byte {at} made statistics out of nothing");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_header_that_claims_too_much_is_refused() {
         let mut file = file();
         file[8..12].copy_from_slice(&u32::MAX.to_ne_bytes());

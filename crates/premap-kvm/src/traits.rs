@@ -60,6 +60,16 @@ pub trait Vcpu {
     /// memslot; EFAULT no host memory; EINVAL, EINTR, EAGAIN, EHWPOISON, ENOMEM, EIO as `kvm_pre_fault_memory` has them.
     fn pre_fault_memory(&mut self, range: &mut kvm_pre_fault_memory) -> Result<()>;
 
+    /// Makes the vCPU give up the page-table root that it holds, so that its next use takes the current one. Its state is
+    /// the same afterwards.
+    ///
+    /// A root goes stale when a memslot is deleted or moved. `KVM_RUN` takes a new one by itself; before Linux 6.15 a
+    /// pre-fault doesn't, and spins until a signal comes.
+    ///
+    /// # Errors
+    /// What `KVM_GET_SREGS` and `KVM_SET_SREGS` give: EINVAL for a vCPU whose state is protected.
+    fn renew_root(&mut self) -> Result<()>;
+
     /// The vCPU's binary statistics: `pf_taken`, `exits` and more.
     ///
     /// # Errors
@@ -70,6 +80,10 @@ pub trait Vcpu {
 impl<V: Vcpu + ?Sized> Vcpu for &mut V {
     fn pre_fault_memory(&mut self, range: &mut kvm_pre_fault_memory) -> Result<()> {
         (**self).pre_fault_memory(range)
+    }
+
+    fn renew_root(&mut self) -> Result<()> {
+        (**self).renew_root()
     }
 
     fn stats(&self) -> Result<Stats> {

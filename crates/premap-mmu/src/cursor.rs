@@ -47,17 +47,64 @@ impl<'t, F: Format, A: FrameAllocator, M: Mirror> Cursor<'t, F, A, M> {
     /// The obstacle; the page is not mapped then.
     #[inline]
     pub fn map(&mut self, gpa: Gpa, pfn: Pfn, attributes: Attributes<F>) -> Result<(), Obstacle<M::Refusal>> {
+        // The most common case, short enough for the caller's loop: a page of this block, and nothing there.
+        if !M::ACTIVE
+            && let Some(block) = &self.block
+            && block.spans(gpa)
+            && block.install_if_absent(gpa, || F::leaf(pfn, PageSize::Size4K, attributes))
+        {
+            self.done.mapped.size_4k += 1;
+            return Ok(());
+        }
+        self.map_anew(gpa, pfn, attributes)
+    }
+
+    /// Maps a page of another block whose leaf table exists, where nothing is; in random order that is most pages.
+    #[inline(never)]
+    fn map_anew(
+        &mut self,
+        gpa: Gpa,
+        pfn: Pfn,
+        attributes: Attributes<F>,
+    ) -> Result<(), Obstacle<M::Refusal>> {
+        if !M::ACTIVE && self.block.as_ref().is_none_or(|block| !block.spans(gpa)) {
+            // One leaf table at a time: the lock order.
+            self.block = None;
+            if let Some(block) = self.view.table.try_lock_existing(&self.view.guard, gpa) {
+                let installed = block.install_if_absent(gpa, || F::leaf(pfn, PageSize::Size4K, attributes));
+                self.done.mapped.size_4k += u64::from(installed);
+                self.block = Some(block);
+                if installed {
+                    return Ok(());
+                }
+            }
+        }
+        self.map_elsewhere(gpa, pfn, attributes)
+    }
+
+    /// Maps a page whose leaf table does not exist or is in use, or where something is.
+    #[inline(never)]
+    fn map_elsewhere(
+        &mut self,
+        gpa: Gpa,
+        pfn: Pfn,
+        attributes: Attributes<F>,
+    ) -> Result<(), Obstacle<M::Refusal>> {
         let table = self.view.table;
-        loop {
-            if let Some(block) = &self.block
-                && block.spans(gpa)
-            {
-                return table.place_small(block, gpa, pfn, attributes, self.present, &mut self.done);
+        if self.block.as_ref().is_none_or(|block| !block.spans(gpa)) {
+            // One leaf table at a time: the lock order.
+            self.block = None;
+            match table.lock_leaf_table(&self.view.guard, gpa, self.present)? {
+                Found::LeafTable(block) => self.block = Some(block),
+                Found::Leaf(_) | Found::Present => {
+                    self.done.spurious += 1;
+                    return Ok(());
+                }
             }
-            if !self.enter(gpa)? {
-                self.done.spurious += 1;
-                return Ok(());
-            }
+        }
+        match &self.block {
+            Some(block) => table.place_small(block, gpa, pfn, attributes, self.present, &mut self.done),
+            None => Ok(()),
         }
     }
 
@@ -85,19 +132,6 @@ impl<'t, F: Format, A: FrameAllocator, M: Mirror> Cursor<'t, F, A, M> {
         self.block = None;
         self.view.table.account(self.done.mapped, self.done.replaced);
         core::mem::replace(&mut self.done, Mapped::nothing(self.view.table))
-    }
-
-    /// Locks the block's leaf table; false if a larger leaf maps it.
-    fn enter(&mut self, gpa: Gpa) -> Result<bool, Obstacle<M::Refusal>> {
-        // One leaf table at a time: the lock order.
-        self.block = None;
-        Ok(match self.view.table.lock_leaf_table(&self.view.guard, gpa)? {
-            Found::LeafTable(block) => {
-                self.block = Some(block);
-                true
-            }
-            Found::Leaf(_) => false,
-        })
     }
 }
 

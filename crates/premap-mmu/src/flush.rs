@@ -139,8 +139,7 @@ impl<'t, F: Format, A: FrameAllocator, M: Mirror> Flush<'t, F, A, M> {
 
 impl<F: Format, A: FrameAllocator, M: Mirror> Drop for Flush<'_, F, A, M> {
     fn drop(&mut self) {
-        let waiting =
-            self.frozen.drain(..).filter(|run| F::is_present(run.value) && !F::is_leaf(run.value, 2));
+        let waiting = self.frozen.drain(..).filter(|run| F::is_table(run.value));
         self.removed.extend(waiting.map(|run| F::frame(run.value, PageSize::Size4K)));
         if !self.removed.is_empty() {
             self.table.park(self.removed.drain(..));

@@ -15,6 +15,8 @@
 //! | harvest use | [`PageTable::test_and_clear_dirty`], [`PageTable::test_and_clear_accessed`] |
 //! | look up one address | [`PageTable::walk`] |
 //! | translate like a processor, setting accessed and dirty | [`View::access`] |
+//! | split large leaves, or make them of whole tables | [`PageTable::split`], [`PageTable::collapse`] |
+//! | look at a range | [`PageTable::query`], [`PageTable::for_each`], [`PageTable::stretches`] |
 //! | count leaves by size | [`PageTable::leaves`] |
 //!
 //! What takes a translation away returns a [`Flush`]: until it is [completed](Flush::complete) the entries stay frozen, and
@@ -44,9 +46,12 @@ pub use premap_address::{Gfn, Gpa, GpaRange, Hpa, PAGE_SIZE, PageSize, Pfn};
 pub use attributes::{Access, Attributes, Leaves, Mapping, Permissions, Use};
 pub use cursor::Cursor;
 pub use flush::Flush;
-pub use format::{Ept, Format, Npt, TracksUse};
+pub use format::{Arm64Stage2, Ept, Format, Npt, SecureEpt, TracksUse};
+#[cfg(not(loom))]
+pub use frames::Arena;
 pub use frames::{FrameAllocator, Heap};
 pub use mirror::{Mirror, NoMirror};
 pub use table::{
-    AccessFault, Changed, Edges, Levels, Mapped, Obstacle, OutOfFrames, PageTable, Present, Stopped, View,
+    AccessFault, Changed, Edges, Levels, Mapped, Obstacle, OutOfFrames, PageTable, Present, Stopped, Stretch,
+    View,
 };

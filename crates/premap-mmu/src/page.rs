@@ -25,6 +25,19 @@ impl TablePage {
         &self.words[index]
     }
 
+    /// Tells the processor that an entry will be written, so that its cache line comes in at once as its own.
+    #[inline]
+    pub(crate) fn expect_write(&self, index: usize) {
+        #[cfg(all(target_arch = "x86_64", not(loom), not(miri)))]
+        // SAFETY: a prefetch reads and writes nothing, whatever the address.
+        unsafe {
+            use core::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_ET0>(ptr::from_ref(self.word(index)).cast());
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(loom), not(miri))))]
+        let _ = index;
+    }
+
     /// Every word.
     #[inline]
     pub(crate) fn words(&self) -> &[AtomicU64; WORDS] {

@@ -73,7 +73,7 @@ pub(crate) enum State {
 #[inline]
 pub(crate) fn state<F: Format>(raw: u64, level: u8) -> State {
     if F::is_present(raw) {
-        if F::is_leaf(raw, level) { State::Leaf } else { State::Table }
+        if level > 1 && F::is_table(raw) { State::Table } else { State::Leaf }
     } else if raw & FROZEN != 0 {
         State::Frozen
     } else if raw & DEAD != 0 {
@@ -140,6 +140,15 @@ impl<'g, F: Format> Slot<'g, F> {
     #[inline]
     pub(crate) fn is_idle(self) -> bool {
         self.word.load(Ordering::Acquire) == F::ABSENT
+    }
+
+    /// Takes the lock of an entry that was just seen as `raw`, at the first try or not at all.
+    #[inline]
+    pub(crate) fn try_lock_seen(self, raw: u64) -> Option<Locked<'g, F>> {
+        self.word
+            .compare_exchange(raw, raw | LOCK, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+            .then_some(Locked { slot: self, value: raw })
     }
 
     /// Takes the entry's lock, spinning while another has it.
@@ -245,8 +254,7 @@ impl<'g, F: Format> Locked<'g, F> {
     /// Whether the value held is a present leaf; only these change under the lock.
     #[inline]
     fn is_leaf(&self) -> bool {
-        // A leaf of level 2 and one of level 3 are spelled alike in every format.
-        F::is_present(self.value) && F::is_leaf(self.value, 2)
+        F::is_present(self.value) && !F::is_table(self.value)
     }
 }
 

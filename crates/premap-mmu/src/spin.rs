@@ -11,6 +11,7 @@ use core::ops::{Deref, DerefMut};
 use crate::sync::{AtomicUsize, Backoff, Ordering};
 
 /// A value behind a spin lock.
+#[derive(Debug)]
 pub(crate) struct Spin<T> {
     held: AtomicUsize,
     value: UnsafeCell<T>,

@@ -22,6 +22,7 @@
 
 mod access;
 mod config;
+mod frames;
 mod host;
 mod invalidation;
 mod machine;

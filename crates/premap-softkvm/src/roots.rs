@@ -15,12 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use premap_address::{Gfn, GpaRange, PAGE_SIZE};
 use premap_kvm::Errno;
-use premap_mmu::{Changed, Edges, Heap, Leaves, Npt, PageTable};
+use premap_mmu::{Changed, Edges, Leaves, NoMirror, Npt, PageTable};
 
+use crate::frames::Frames;
 use crate::role::Role;
 
 /// The second-stage table of a root. AMD's format: what the lab's real kernels use.
-pub(crate) type Table = PageTable<Npt, Heap>;
+pub(crate) type Table = PageTable<Npt, Arc<Frames>>;
 
 /// A second-stage root.
 #[derive(Debug)]
@@ -58,6 +59,7 @@ impl Root {
 #[derive(Debug, Default)]
 pub(crate) struct Roots {
     current: Mutex<Vec<Arc<Root>>>,
+    frames: Arc<Frames>,
     flushes: AtomicU64,
 }
 
@@ -74,7 +76,7 @@ impl Roots {
         }
         let root = Arc::new(Root {
             role,
-            table: Table::new(Heap, role.levels).map_err(|_| Errno::NOMEM)?,
+            table: Table::new(Arc::clone(&self.frames), role.levels).map_err(|_| Errno::NOMEM)?,
             obsolete: AtomicBool::new(false),
             mmio: Mutex::default(),
         });
@@ -123,7 +125,7 @@ impl Roots {
     pub(crate) fn change(
         &self,
         pages: &Range<Gfn>,
-        operation: impl for<'t> Fn(&'t Table, GpaRange) -> Changed<'t, Npt, Heap, premap_mmu::NoMirror>,
+        operation: impl for<'t> Fn(&'t Table, GpaRange) -> Changed<'t, Npt, Arc<Frames>, NoMirror>,
     ) {
         let count = pages.end.number().saturating_sub(pages.start.number());
         if count == 0 {
@@ -135,7 +137,7 @@ impl Roots {
         }
     }
 
-    fn settle(&self, table: &Table, changed: Changed<'_, Npt, Heap, premap_mmu::NoMirror>) {
+    fn settle(&self, table: &Table, changed: Changed<'_, Npt, Arc<Frames>, NoMirror>) {
         if changed.flush.is_owed() {
             self.flushes.fetch_add(1, Ordering::Relaxed);
         }

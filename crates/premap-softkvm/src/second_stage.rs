@@ -2,11 +2,13 @@
 //! `invalidation`, and KVM's rules for what a mapping permits and how large it is.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use premap_address::{Gfn, Gpa, GpaRange, PAGE_SIZE, PageSize, Pfn};
 use premap_kvm::Errno;
-use premap_mmu::{Attributes, Heap, Mapped, NoMirror, Npt, Obstacle, Permissions, Present, Use};
+use premap_mmu::{Attributes, Mapped, NoMirror, Npt, Obstacle, Permissions, Present, Use};
 
+use crate::frames::Frames;
 use crate::host::{Run, State};
 use crate::invalidation::Sequence;
 use crate::machine::Machine;
@@ -154,7 +156,7 @@ impl Machine {
         &self,
         slot: &Slot,
         pages: &Range<Gfn>,
-        done: Mapped<'_, Npt, Heap, NoMirror>,
+        done: Mapped<'_, Npt, Arc<Frames>, NoMirror>,
         attributes: Attributes<Npt>,
         purpose: Purpose,
     ) -> Result<Progress, Errno> {

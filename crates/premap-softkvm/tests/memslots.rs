@@ -112,7 +112,7 @@ fn with_a_stale_root_6_12_spins_until_a_signal_and_later_ones_do_not() {
             // Only running the vCPU, or a forced drop of its root, helps; a spare vCPU that never ran is not affected.
             let mut spare = vm.create_vcpu(1).unwrap();
             pre_fault_all(&mut spare, GPA, 4);
-            vcpu.drop_root();
+            vcpu.renew_root().unwrap();
             pre_fault_all(&mut vcpu, GPA, 8);
         } else {
             assert_eq!(answer, (Ok(()), GPA + 8 * PAGE_SIZE, 0), "{profile}");
@@ -149,7 +149,7 @@ fn a_slot_being_deleted_is_a_spin_or_eagain() {
                 let mut vcpu = vm.create_vcpu(0).unwrap();
                 loop {
                     // A spare vCPU's root: what is stale is not what this test is about.
-                    vcpu.drop_root();
+                    vcpu.renew_root().unwrap();
                     let (result, _, _) = signal::interrupted_after(Duration::from_millis(200), || {
                         pre_fault(&mut vcpu, GPA, 64)
                     });

@@ -147,7 +147,10 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// How many threads make memory present on the host; as many as vCPUs are lent, unless set.
+    /// How many threads make memory present on the host besides those of the lent vCPUs: none unless set. With
+    /// [`Stages::Host`], where no vCPU has work, how many do in all: as many as vCPUs are lent, at least one, unless set.
+    ///
+    /// One such thread beside a single vCPU lets the host stage of the next chunk overlap the second stage of this one.
     #[must_use]
     pub fn host_threads(mut self, threads: usize) -> Self {
         self.host_threads = Some(threads);
@@ -175,10 +178,12 @@ impl<'a> Engine<'a> {
         if second && let (Some(vm), Some(vcpu)) = (self.vm, vcpus.first_mut()) {
             unsupported = probe(vm, vcpu, &control);
         }
+        let lent = vcpus.len();
         let vcpus = if second { vcpus } else { &mut [] };
         let host_threads = match self.stages {
+            Stages::Both => self.host_threads.unwrap_or(0),
+            Stages::Host => self.host_threads.unwrap_or(lent).max(1),
             Stages::Second => 0,
-            Stages::Both | Stages::Host => self.host_threads.unwrap_or(vcpus.len()).max(1),
         };
         let run = Run::new(Terms {
             stages: self.stages,

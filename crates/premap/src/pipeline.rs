@@ -1,11 +1,12 @@
 //! The one way that chunks take: from the plan's front, through the host stage, to a vCPU.
 //!
 //! ```text
-//!   plan --take--> host workers --put--> ready (bounded, in order) --next--> vCPU workers
+//!   plan --take--> host stage --put--> ready (bounded, in order) --next--> second stage
 //! ```
 //!
-//! Host workers run ahead of the vCPU workers by a bounded number of chunks, so that when a run ends early what one stage
-//! did is nearly what the other did.
+//! A vCPU worker takes what is ready first, and from the plan only when nothing is: each chunk is finished before the next
+//! is begun. Threads that only do the host stage run ahead by a bounded number of chunks, so that when a run ends early what
+//! one stage did is nearly what the other did.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,14 @@ use crate::engine::Stages;
 use crate::plan::Chunk;
 use crate::report::{Reason, Stage};
 use crate::tally::{Numbered, Tally};
+
+/// What a vCPU worker is to do next.
+pub(crate) enum Job {
+    /// Take a chunk of the plan through the host stage.
+    Host(Numbered),
+    /// Take the ready parts of a chunk through the second stage.
+    Second(u64, Vec<GpaRange>),
+}
 
 /// Chunks on their way from the plan to a vCPU.
 pub(crate) struct Pipeline<I> {
@@ -35,7 +44,6 @@ struct State<I> {
     bytes_left: u64,
     /// What the byte budget cut off; nothing is begun behind it.
     cut: Option<Numbered>,
-    at_end: bool,
     in_hand: usize,
     ready: BTreeMap<u64, Vec<GpaRange>>,
 }
@@ -47,7 +55,6 @@ impl<I: Iterator<Item = Chunk>> Pipeline<I> {
             place: 0,
             bytes_left: bytes.unwrap_or(u64::MAX),
             cut: None,
-            at_end: false,
             in_hand: 0,
             ready: BTreeMap::new(),
         };
@@ -68,9 +75,6 @@ impl<I: Iterator<Item = Chunk>> Pipeline<I> {
             if state.in_hand + state.ready.len() < self.room {
                 let chunk = state.next();
                 state.in_hand += usize::from(chunk.is_some());
-                if state.at_end {
-                    self.readied.notify_all();
-                }
                 return chunk;
             }
             state = self.taken.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -89,19 +93,27 @@ impl<I: Iterator<Item = Chunk>> Pipeline<I> {
         self.taken.notify_all();
     }
 
-    /// The first ready chunk; waits while one may yet come, and gives `None` when the plan or the run is at its end.
-    pub(crate) fn next(&self, control: &Control) -> Option<(u64, Vec<GpaRange>)> {
+    /// The next job of a vCPU worker: the first ready chunk, else the next of the plan. Waits while one may yet become
+    /// ready, and gives `None` when the plan or the run is at its end.
+    pub(crate) fn next(&self, control: &Control) -> Option<Job> {
         let mut state = self.lock();
         loop {
             if control.ended().is_some() {
                 return None;
             }
-            if let Some(first) = state.ready.pop_first() {
+            if let Some((place, ranges)) = state.ready.pop_first() {
                 drop(state);
                 self.taken.notify_all();
-                return Some(first);
+                return Some(Job::Second(place, ranges));
             }
-            if state.in_hand == 0 && state.at_end {
+            if let Some(numbered) = state.next() {
+                state.in_hand += 1;
+                return Some(Job::Host(numbered));
+            }
+            if state.in_hand == 0 {
+                drop(state);
+                // Others may wait for what will not come.
+                self.readied.notify_all();
                 return None;
             }
             state = self.readied.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -135,16 +147,14 @@ impl<I: Iterator<Item = Chunk>> Pipeline<I> {
 
 impl<I: Iterator<Item = Chunk>> State<I> {
     fn next(&mut self) -> Option<Numbered> {
-        let chunk = if self.cut.is_some() { None } else { self.plan.next() };
-        let Some(chunk) = chunk else {
-            self.at_end = true;
+        if self.cut.is_some() {
             return None;
-        };
+        }
+        let chunk = self.plan.next()?;
         let place = self.place;
         self.place += 1;
         let (head, tail) = chunk.limit(self.bytes_left);
         self.cut = tail.map(|chunk| Numbered { place, chunk });
-        self.at_end |= head.is_none();
         self.bytes_left -= head.map_or(0, |head| head.range.bytes());
         head.map(|chunk| Numbered { place, chunk })
     }

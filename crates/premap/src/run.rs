@@ -1,20 +1,21 @@
 //! One run: its threads and who does what.
 //!
 //! ```text
-//!   premap-host-N   takes chunks from the plan's front and makes them present
-//!   premap-vcpu-N   maps what is ready at the second stage, through one lent vCPU
+//!   premap-vcpu-N   maps what is ready at the second stage, through one lent vCPU; makes the next chunk present
+//!                   while nothing is ready
+//!   premap-host-N   only makes chunks present, where the caller wants more threads than vCPUs
 //!   the caller      watches: interrupts calls that stall or outlive the run, and reports progress
 //! ```
 //!
-//! So the host stage of the next chunks overlaps the second stage of this one. While a vCPU is lent (`&mut`) it can't run
-//! the guest, and nobody waits for its mutex.
+//! So there are as many threads at work as the caller lends vCPUs, and with two or more the host stage of the next chunks
+//! overlaps the second stage of this one. While a vCPU is lent (`&mut`) it can't run the guest, and nobody waits for its
+//! mutex.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use premap_address::GpaRange;
 use premap_kvm::Vcpu;
 
 use crate::clock::Clock;
@@ -22,7 +23,7 @@ use crate::control::Control;
 use crate::engine::{Error, Stages};
 use crate::host_stage::HostStage;
 use crate::interrupt::Interrupt;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Job, Pipeline};
 use crate::plan::Chunk;
 use crate::report::{Fate, Reason, Report, Stage, Unsupported};
 use crate::second_stage::{SecondStage, Usable};
@@ -104,13 +105,13 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
             let run = &self;
             let hosts = (0..run.host_threads).map(|number| {
                 let shift = run.begin_shift();
-                (format!("premap-host-{number}"), Box::new(move || run.host_worker(shift)) as Job<'_>)
+                (format!("premap-host-{number}"), Box::new(move || run.host_worker(shift)) as Body<'_>)
             });
             let seconds = run.watched.iter().zip(vcpus).enumerate().map(|(number, (worker, vcpu))| {
                 let shift = run.begin_shift();
                 (
                     format!("premap-vcpu-{number}"),
-                    Box::new(move || run.vcpu_worker(worker, vcpu, shift)) as Job<'_>,
+                    Box::new(move || run.vcpu_worker(worker, vcpu, shift)) as Body<'_>,
                 )
             });
             for (name, job) in hosts.chain(seconds) {
@@ -146,26 +147,42 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
 
     fn host_worker(&self, _shift: Shift<'_, 'a, I>) -> Tally {
         let mut tally = Tally::default();
-        let stage = HostStage { control: self.control, clock: &self.clock, patience: self.patience };
+        self.populate_rest(&mut tally);
+        tally
+    }
+
+    /// Takes chunks through the host stage until none is left.
+    fn populate_rest(&self, tally: &mut Tally) {
         while let Some(numbered) = self.pipeline.take(self.control) {
-            let Numbered { place, chunk } = numbered;
-            let populated = stage.run(numbered, &mut tally);
-            self.pass(Stage::Host, chunk.range.bytes());
-            let ready = if self.stages.include(Stage::Second) {
+            self.populate(numbered, tally);
+        }
+    }
+
+    /// Takes a chunk through the host stage, if that was asked for, and hands it on.
+    fn populate(&self, numbered: Numbered, tally: &mut Tally) {
+        let Numbered { place, chunk } = numbered;
+        let mut ready = Vec::new();
+        if self.stages.include(Stage::Host) {
+            let stage = HostStage { control: self.control, clock: &self.clock, patience: self.patience };
+            let populated = stage.run(numbered, tally);
+            if self.stages.include(Stage::Second) {
                 for (range, reason) in populated.absent {
                     // What the run's end cut off is worth another try at both stages; what the host refused is not.
                     let why = if reason.fate() == Fate::Failed { Reason::HostStageFailed } else { reason };
                     tally.lost(place, Stage::Second, range, why);
                     self.pass(Stage::Second, range.bytes());
                 }
-                populated.present
-            } else {
-                tally.lost(place, Stage::Second, chunk.range, Reason::NotAsked);
-                Vec::new()
-            };
-            self.pipeline.put(place, ready);
+                ready = populated.present;
+            }
+        } else {
+            tally.lost(place, Stage::Host, chunk.range, Reason::NotAsked);
+            ready.push(chunk.range);
         }
-        tally
+        if !self.stages.include(Stage::Second) {
+            tally.lost(place, Stage::Second, chunk.range, Reason::NotAsked);
+        }
+        self.pass(Stage::Host, chunk.range.bytes());
+        self.pipeline.put(place, ready);
     }
 
     fn vcpu_worker<V: Vcpu>(&self, worker: &Worker, vcpu: &mut V, _shift: Shift<'_, 'a, I>) -> Tally {
@@ -180,32 +197,27 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
             stalled: false,
         };
         let mut usable = Usable::Yes;
-        while let Some((place, ranges)) = self.next_for_second(&mut tally) {
+        while let Some(job) = self.pipeline.next(self.control) {
             let was = usable;
-            for range in ranges {
-                match usable {
-                    Usable::Yes => usable = stage.run(place, range, &mut tally),
-                    Usable::No => tally.lost(place, Stage::Second, range, Reason::NoProgress),
+            match job {
+                Job::Host(numbered) => self.populate(numbered, &mut tally),
+                Job::Second(place, ranges) => {
+                    for range in ranges {
+                        match usable {
+                            Usable::Yes => usable = stage.run(place, range, &mut tally),
+                            Usable::No => tally.lost(place, Stage::Second, range, Reason::NoProgress),
+                        }
+                        self.pass(Stage::Second, range.bytes());
+                    }
                 }
-                self.pass(Stage::Second, range.bytes());
             }
-            // A vCPU that has given up leaves the rest to the others; the last one stays to account for it.
+            // A vCPU that has given up leaves the second stage to the others; the last one stays to account for it.
             if was != usable && self.usable.fetch_sub(1, Ordering::Relaxed) > 1 {
+                self.populate_rest(&mut tally);
                 break;
             }
         }
         tally
-    }
-
-    /// The next ranges for a vCPU: what the host stage readied, or the plan's own where there is no host stage.
-    fn next_for_second(&self, tally: &mut Tally) -> Option<(u64, Vec<GpaRange>)> {
-        if self.stages.include(Stage::Host) {
-            return self.pipeline.next(self.control);
-        }
-        let Numbered { place, chunk } = self.pipeline.take(self.control)?;
-        self.pipeline.put(place, Vec::new());
-        tally.lost(place, Stage::Host, chunk.range, Reason::NotAsked);
-        Some((place, vec![chunk.range]))
     }
 
     fn pass(&self, stage: Stage, bytes: u64) {
@@ -250,7 +262,7 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
     }
 }
 
-type Job<'scope> = Box<dyn FnOnce() -> Tally + Send + 'scope>;
+type Body<'scope> = Box<dyn FnOnce() -> Tally + Send + 'scope>;
 
 /// A thread's time at work. Where it ends by a panic, so does the run, and nobody waits for what it had in hand.
 struct Shift<'r, 'a, I: Iterator<Item = Chunk> + Send>(&'r Run<'a, I>);

@@ -5,7 +5,7 @@
 //!
 //! | errno | what is done |
 //! |---|---|
-//! | EINTR | again, unless the run ended or the watchdog's time passed without progress: abandoned |
+//! | EINTR | again, unless the run ended; where the watchdog's time passed without progress, once more with a new root, then abandoned |
 //! | EAGAIN | again after a pause that grows, until the watchdog's time has passed: abandoned |
 //! | ENOENT | no memslot holds the page: skipped, on with the next |
 //! | EFAULT, EHWPOISON | the page failed, on with the next |
@@ -54,6 +54,7 @@ impl<V: Vcpu> SecondStage<'_, V> {
     pub(crate) fn run(&mut self, place: u64, range: GpaRange, tally: &mut Tally) -> Usable {
         let mut rest = Some(range);
         let mut patience = Patience::new(self.patience);
+        let mut renewed = false;
         while let Some(left) = rest {
             if let Some(why) = self.control.ended().or(self.control.unsupported().map(Reason::Unsupported)) {
                 tally.lost(place, Stage::Second, left, why);
@@ -68,7 +69,7 @@ impl<V: Vcpu> SecondStage<'_, V> {
                 continue;
             }
             // A success without progress is none; it is paced like EAGAIN.
-            match self.judge(result.err().unwrap_or(Errno::AGAIN), &mut patience) {
+            match self.judge(result.err().unwrap_or(Errno::AGAIN), &mut patience, &mut renewed) {
                 Refusal::Again => {}
                 Refusal::Page(reason) => {
                     let page = GpaRange::new(left.start(), PAGE_SIZE);
@@ -100,10 +101,15 @@ impl<V: Vcpu> SecondStage<'_, V> {
         (done.min(range.bytes()), result)
     }
 
-    fn judge(&self, errno: Errno, patience: &mut Patience) -> Refusal {
+    fn judge(&mut self, errno: Errno, patience: &mut Patience, renewed: &mut bool) -> Refusal {
         let why = match errno {
-            Errno::INTR if patience.is_over() => Reason::NoProgress,
-            Errno::INTR => return Refusal::Again,
+            Errno::INTR if !patience.is_over() => return Refusal::Again,
+            // A root that went stale is what a call spins on; with a new one it may well go on.
+            Errno::INTR if !std::mem::replace(renewed, true) && self.vcpu.renew_root().is_ok() => {
+                patience.progress();
+                return Refusal::Again;
+            }
+            Errno::INTR => Reason::NoProgress,
             Errno::AGAIN => match patience.back_off(self.control) {
                 Ok(()) => return Refusal::Again,
                 Err(why) => why,

@@ -21,16 +21,25 @@ enum Page {
     Later(Errno, u32),
     /// Spins until a signal comes, for ever.
     Spins,
+    /// Maps, and leaves the root stale: what comes next spins until the root is renewed.
+    Stales,
 }
 
 struct Scripted<F> {
     script: F,
     tries: u32,
+    /// Whether the root is, so that nothing can be mapped.
+    stale: bool,
 }
 
 impl<F: Fn(u64) -> Page + Send> Scripted<F> {
     fn page(&mut self, gpa: u64) -> Result<(), Errno> {
-        let outcome = match (self.script)(gpa / PAGE) {
+        let page = if self.stale { Page::Spins } else { (self.script)(gpa / PAGE) };
+        let outcome = match page {
+            Page::Stales => {
+                self.stale = true;
+                Ok(())
+            }
             Page::Maps => Ok(()),
             Page::Fails(errno) => Err(errno),
             Page::Later(errno, times) if self.tries < times => {
@@ -65,6 +74,11 @@ impl<F: Fn(u64) -> Page + Send> Vcpu for Scripted<F> {
         Ok(())
     }
 
+    fn renew_root(&mut self) -> premap_kvm::Result<()> {
+        self.stale = false;
+        Ok(())
+    }
+
     fn stats(&self) -> premap_kvm::Result<Stats> {
         Ok(Stats::default())
     }
@@ -79,7 +93,7 @@ fn plan(pages: u64) -> Plan {
 /// Runs the second stage over `pages` and gives its report, after checking that every byte is accounted for.
 fn run(engine: Engine<'_>, pages: u64, vcpus: usize, script: impl Fn(u64) -> Page + Send + Copy) -> Report {
     let plan = plan(pages);
-    let mut vcpus: Vec<_> = (0..vcpus).map(|_| Scripted { script, tries: 0 }).collect();
+    let mut vcpus: Vec<_> = (0..vcpus).map(|_| Scripted { script, tries: 0, stale: false }).collect();
     let report = engine.stages(Stages::Second).run(&plan, &mut vcpus).expect("a vCPU was lent");
     assert_eq!((report.host.bytes(), report.second.bytes()), (plan.bytes(), plan.bytes()), "{report:?}");
     assert_eq!(report.host.skipped, plan.bytes());
@@ -142,6 +156,13 @@ fn what_never_passes_is_given_up_in_time() {
     check(Page::Fails(Errno::AGAIN), &[(10, 6)], Reason::Busy);
     check(Page::Fails(Errno::INTR), &[(10, 6)], Reason::NoProgress);
     check(Page::Spins, &[(10, 6)], Reason::NoProgress);
+}
+
+#[test]
+fn a_stale_root_is_renewed_and_nothing_is_lost() {
+    let script = |page| if matches!(page, 4 | 20) { Page::Stales } else { Page::Maps };
+    let report = run(Engine::new().patience(Duration::from_millis(20)), 32, 1, script);
+    assert_eq!(report.second.mapped, report.asked, "{report:?}");
 }
 
 #[test]
@@ -212,7 +233,7 @@ fn progress_is_told_at_the_end_and_not_too_often() {
 
 #[test]
 fn the_second_stage_without_a_vcpu_is_refused() {
-    let mut lent = [Scripted { script: |_| Page::Maps, tries: 0 }];
+    let mut lent = [Scripted { script: |_| Page::Maps, tries: 0, stale: false }];
     assert!(matches!(Engine::new().run(&plan(1), &mut lent[..0]), Err(premap::Error::NoVcpu)));
 }
 

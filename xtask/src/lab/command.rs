@@ -37,6 +37,13 @@ pub(crate) struct Options {
     command: Vec<String>,
 }
 
+impl Options {
+    /// Runs `command`, a program of the workspace, on the usual machine.
+    pub(crate) fn of_program(kernel: Line, command: Vec<String>, timeout: u64) -> Self {
+        Self { kernel, machine: Machine::default(), timeout, no_premap: true, command }
+    }
+}
+
 /// Runs the command in the lab. Its output and exit code become ours.
 pub(crate) fn run_command(options: Options) -> ExitCode {
     match boot_and_run(options) {

@@ -32,6 +32,10 @@ impl Vcpu for LinuxVcpu {
         premap_kvm::linux::Vcpu::new(&self.fd).pre_fault_memory(range)
     }
 
+    fn renew_root(&mut self) -> premap_kvm::Result<()> {
+        premap_kvm::linux::Vcpu::new(&self.fd).renew_root()
+    }
+
     fn stats(&self) -> premap_kvm::Result<Stats> {
         premap_kvm::linux::Vcpu::new(&self.fd).stats()
     }

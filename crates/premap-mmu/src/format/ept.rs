@@ -79,6 +79,10 @@ impl Format for Ept {
         level == 1 || raw & LARGE != 0
     }
 
+    fn is_table(raw: u64) -> bool {
+        raw & (RWX | LARGE) == RWX
+    }
+
     fn table(frame: Pfn) -> u64 {
         frame.address().raw() | RWX
     }

@@ -13,21 +13,25 @@
 //! A format says what hardware sees. What only software sees it leaves to the protocol module: bit 55 of a present entry and
 //! bits 56 and 57 of one that is not present are free in all formats, and the protocol uses them.
 
+mod arm64;
 mod ept;
 mod npt;
+mod secure_ept;
 
 use core::fmt::Debug;
 use core::hash::Hash;
 
 use premap_address::{PageSize, Pfn};
 
+pub use arm64::{Arm64MemoryType, Arm64Stage2};
 pub use ept::{Ept, EptMemoryType};
 pub use npt::{Npt, NptMemoryType};
+pub use secure_ept::SecureEpt;
 
 use crate::attributes::{Access, Attributes};
 
-/// Bits 51:12, where every format has the address.
-pub(crate) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Bits 51:12, where x86's formats have the address.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// A page-table format: the bits of tables and leaves.
 ///
@@ -54,6 +58,13 @@ pub trait Format: Copy + Debug + Eq + Hash + Send + Sync + 'static {
 
     /// Whether a present entry of this level is a leaf.
     fn is_leaf(raw: u64, level: u8) -> bool;
+
+    /// Whether an entry of level 2 and above points to a table. All tables are spelled as [`table`](Self::table) does.
+    #[must_use]
+    fn is_table(raw: u64) -> bool {
+        // A leaf of level 2 and one of level 3 are spelled alike in every format.
+        Self::is_present(raw) && !Self::is_leaf(raw, 2)
+    }
 
     /// The entry that points to a table.
     fn table(frame: Pfn) -> u64;

@@ -80,6 +80,10 @@ impl Format for Npt {
         level == 1 || raw & LARGE != 0
     }
 
+    fn is_table(raw: u64) -> bool {
+        raw & (PRESENT | LARGE) == PRESENT
+    }
+
     fn table(frame: Pfn) -> u64 {
         frame.address().raw() | PRESENT | WRITE | USER
     }

@@ -2,16 +2,20 @@
 //!
 //! An allocator gives 4 KiB frames by number and says at which pointer the crate finds a frame's words. A kernel has a
 //! direct map for that; in user space the "frame number" of a table can simply be its address, which is what [`Heap`]
-//! does. What the number means to hardware is the caller's affair.
+//! and [`Arena`] do. What the number means to hardware is the caller's affair.
 // UNSAFETY: the trait is the border to the caller's memory; who implements it promises what no compiler can check.
 #![expect(unsafe_code, reason = "the border to the caller's memory")]
 
+#[cfg(not(loom))]
+mod arena;
 mod heap;
 
 use core::ptr::NonNull;
 
 use premap_address::Pfn;
 
+#[cfg(not(loom))]
+pub use arena::Arena;
 pub use heap::Heap;
 
 pub use crate::page::TablePage;

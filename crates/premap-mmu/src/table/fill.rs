@@ -34,6 +34,11 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         assert!(gpa.is_aligned(size) && pfn.is_aligned(size), "{gpa} and {pfn:?} are no {size} page");
         assert!(size <= F::LARGEST, "{} has no {size} leaves", F::NAME);
         if size == PageSize::Size4K {
+            if !M::ACTIVE
+                && let Some(done) = self.place_at_once(gpa, pfn, attributes, &mut valid)
+            {
+                return done;
+            }
             return self.fill(GpaRange::new(gpa, PAGE_SIZE), present, valid, |_| Some((pfn, attributes)));
         }
         let guard = self.epochs.pin();
@@ -55,6 +60,26 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         }
         self.account(done.mapped, done.replaced);
         done
+    }
+
+    /// Maps one 4 KiB page where the leaf table exists and is free and nothing is mapped: most faults.
+    #[inline]
+    fn place_at_once(
+        &self,
+        gpa: Gpa,
+        pfn: Pfn,
+        attributes: Attributes<F>,
+        valid: &mut impl FnMut() -> bool,
+    ) -> Option<Mapped<'_, F, A, M>> {
+        let guard = self.epochs.pin();
+        let block = self.try_lock_existing(&guard, gpa)?;
+        if !valid() || !block.install_if_absent(gpa, || F::leaf(pfn, PageSize::Size4K, attributes)) {
+            return None;
+        }
+        let mut done = Mapped::nothing(self);
+        done.mapped.size_4k = 1;
+        self.account(done.mapped, done.replaced);
+        Some(done)
     }
 
     /// Maps pages of one 2 MiB block, each to the frame and with the attributes that `leaf` gives for its address, under
@@ -79,8 +104,14 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         let mut done = Mapped::nothing(self);
         let mut gpa = range.start();
         let result = loop {
-            let table = match self.lock_leaf_table(&guard, gpa) {
+            // Only of a single page can a look before the lock tell that there is nothing to do.
+            let peek = if range.pages() == 1 { present } else { Present::Rebuild };
+            let table = match self.lock_leaf_table(&guard, gpa, peek) {
                 Ok(Found::LeafTable(table)) => table,
+                Ok(Found::Present) => {
+                    done.spurious += 1;
+                    break Ok(());
+                }
                 Ok(Found::Leaf(position)) => {
                     if present != Present::Rebuild {
                         done.spurious += range.pages();

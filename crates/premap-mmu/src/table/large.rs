@@ -6,8 +6,9 @@ use premap_address::{PAGE_SIZE, PageSize, Pfn};
 
 use super::leaf_table::{Contents, contents};
 use super::map::{Mapped, Run, narrows};
+use super::resize::uniform_table;
 use super::{Obstacle, PageTable, Position, Present, Stopped};
-use crate::attributes::Leaves;
+use crate::attributes::{Attributes, Leaves};
 use crate::epoch::Guard;
 use crate::flush::Flush;
 use crate::format::{Format, leaf_size};
@@ -59,6 +60,23 @@ pub(crate) struct Collapsible<'t, F: Format> {
     entries: Vec<Locked<'t, F>>,
     /// The leaf tables among them, and the table itself.
     tables: Vec<Pfn>,
+}
+
+impl<F: Format> Collapsible<'_, F> {
+    /// Whether any leaf that would go is dirty, or `None` if not all have these attributes, whatever their use.
+    pub(super) fn uniform(
+        &self,
+        table: &PageTable<F, impl FrameAllocator, impl Mirror>,
+        raw: u64,
+        attributes: Attributes<F>,
+    ) -> Option<bool> {
+        let top = F::frame(raw, PageSize::Size4K);
+        let size = if self.entries.is_empty() { PageSize::Size4K } else { PageSize::Size2M };
+        self.tables.iter().try_fold(false, |dirty, &frame| {
+            let size = if frame == top { size } else { PageSize::Size4K };
+            Some(uniform_table(table.page_of(frame), size, attributes)? || dirty)
+        })
+    }
 }
 
 impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
@@ -135,7 +153,7 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
                     };
                     done.mapped += Leaves::of(size, 1);
                     done.replaced += gone.leaves;
-                    self.collapse(&position, locked, gone, new, &mut done.flush);
+                    self.replace_table(&position, locked, gone, new, &mut done.flush);
                 }
                 State::Frozen | State::Dead => continue,
             }
@@ -267,7 +285,7 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
     }
 
     /// Replaces a table by a leaf.
-    pub(super) fn collapse<'t>(
+    pub(super) fn replace_table<'t>(
         &'t self,
         position: &Position<'t>,
         locked: Locked<'t, F>,

@@ -2,7 +2,7 @@
 
 use premap_address::{Gpa, PageSize, Pfn};
 
-use super::{Obstacle, PageTable, Position};
+use super::{Obstacle, PageTable, Position, Present};
 use crate::attributes::Mapping;
 use crate::epoch::Guard;
 use crate::format::{Format, index};
@@ -25,6 +25,8 @@ pub(crate) enum Found<'t, F: Format> {
     LeafTable(LeafTable<'t, F>),
     /// A larger leaf, not locked.
     Leaf(Position<'t>),
+    /// A leaf of 4 KiB that the caller lets stay; nothing is locked.
+    Present,
 }
 
 impl<'t, F: Format> LeafTable<'t, F> {
@@ -44,6 +46,17 @@ impl<'t, F: Format> LeafTable<'t, F> {
         gpa.align_down(PageSize::Size2M) == self.base
     }
 
+    /// Publishes a leaf where nothing is; false if something is there.
+    #[inline]
+    pub(crate) fn install_if_absent(&self, gpa: Gpa, raw: impl FnOnce() -> u64) -> bool {
+        let word = self.word(gpa);
+        let absent = leaf::load(word) == F::ABSENT;
+        if absent {
+            leaf::install(word, raw());
+        }
+        absent
+    }
+
     /// The entry's word.
     #[inline]
     pub(crate) fn word(&self, gpa: Gpa) -> &'t AtomicU64 {
@@ -52,13 +65,27 @@ impl<'t, F: Format> LeafTable<'t, F> {
 }
 
 impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
-    /// Locks the leaf table that spans `gpa`, made if there is none.
+    /// Locks the leaf table that spans `gpa` if it exists and nobody holds its lock.
+    ///
+    /// The common case of mapping a single page, in as few instructions as can be: in random order the time goes into
+    /// misses of the leaf entries' cache lines, and as many of these overlap as there are calls in the processor's
+    /// window. For the same reason the entry's line is asked for before the lock is taken.
+    #[inline]
+    pub(crate) fn try_lock_existing<'t>(&'t self, guard: &Guard<'t>, gpa: Gpa) -> Option<LeafTable<'t, F>> {
+        let (slot, raw, page) = self.straight_down(guard, gpa)?;
+        page.expect_write(index(gpa, 1));
+        let locked = slot.try_lock_seen(raw)?;
+        Some(LeafTable { locked, page, base: gpa.align_down(PageSize::Size2M) })
+    }
+
+    /// Locks the leaf table that spans `gpa`, made if there is none, unless a leaf is there that `present` lets stay.
     ///
     /// What the caller reads afterwards of its own state is as new as guarantee 4 of the protocol says.
     pub(crate) fn lock_leaf_table<'t>(
         &'t self,
         guard: &Guard<'t>,
         gpa: Gpa,
+        present: Present,
     ) -> Result<Found<'t, F>, Obstacle<M::Refusal>> {
         let mut spare = Spare { table: self, frame: None };
         loop {
@@ -66,6 +93,13 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             let base = position.base;
             match state::<F>(position.raw, position.level) {
                 State::Leaf => return Ok(Found::Leaf(position)),
+                State::Table if position.level == 2 => {
+                    let page = self.page_of(F::frame(position.raw, PageSize::Size4K));
+                    let seen = leaf::load(page.word(index(gpa, 1)));
+                    if F::is_present(seen) && present != Present::Rebuild {
+                        return Ok(Found::Present);
+                    }
+                }
                 State::Absent if spare.frame.is_none() => {
                     spare.frame = Some(self.new_table(0, 0, |_| F::ABSENT).ok_or(Obstacle::OutOfFrames)?);
                 }

@@ -136,7 +136,8 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
                 self.free(frame);
             }
         }
-        match self.lock_leaf_table(guard, run.gpa).map_err(stop)? {
+        match self.lock_leaf_table(guard, run.gpa, Present::Rebuild).map_err(stop)? {
+            Found::Present => Ok(0),
             Found::Leaf(position) => self.map_under_leaf(&position, run, done),
             Found::LeafTable(table) => {
                 let mut offset = 0;

@@ -6,6 +6,8 @@ mod leaf_table;
 mod map;
 mod position;
 mod protect;
+mod query;
+mod resize;
 mod unmap;
 mod walk;
 
@@ -17,6 +19,7 @@ use premap_address::{Gpa, PageSize, Pfn};
 pub(crate) use leaf_table::{Found, LeafTable};
 pub use map::{Mapped, Present};
 pub(crate) use position::Position;
+pub use query::Stretch;
 pub use unmap::{Changed, Edges};
 pub use walk::{AccessFault, View};
 
@@ -101,6 +104,8 @@ pub struct Stopped<R> {
 pub struct PageTable<F: Format, A: FrameAllocator, M: Mirror = NoMirror> {
     root: Pfn,
     levels: Levels,
+    /// The first address past what the levels reach.
+    limit: Gpa,
     frames: A,
     mirror: M,
     leaves: [AtomicU64; 3],
@@ -143,6 +148,7 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         Ok(Self {
             root,
             levels,
+            limit: levels.limit(),
             frames,
             mirror,
             leaves: core::array::from_fn(|_| AtomicU64::new(0)),

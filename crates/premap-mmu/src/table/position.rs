@@ -91,6 +91,31 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         }
     }
 
+    /// The leaf table for an address, if a walk gets there without a detour: the entry that points to it, as it was found,
+    /// and the table. The straight way down, for the paths whose instructions count.
+    #[inline]
+    pub(super) fn straight_down<'t>(
+        &'t self,
+        _guard: &Guard<'t>,
+        gpa: Gpa,
+    ) -> Option<(Slot<'t, F>, u64, &'t TablePage)> {
+        if gpa >= self.limit {
+            return None;
+        }
+        let below = |page: &'t TablePage, level: u8| {
+            let raw = Slot::<F>::new(page.word(index(gpa, level))).load();
+            F::is_table(raw).then(|| self.page_of(F::frame(raw, PageSize::Size4K)))
+        };
+        let mut page = self.page_of_root();
+        if self.levels == super::Levels::Five {
+            page = below(page, 5)?;
+        }
+        page = below(below(page, 4)?, 3)?;
+        let slot = Slot::<F>::new(page.word(index(gpa, 2)));
+        let raw = slot.load();
+        F::is_table(raw).then(|| (slot, raw, self.page_of(F::frame(raw, PageSize::Size4K))))
+    }
+
     /// The entry at which a walk to `gpa` ends: a leaf, one that is not present, or at the latest the one of `floor`.
     pub(crate) fn locate<'t>(&'t self, _guard: &Guard<'t>, gpa: Gpa, floor: u8) -> Position<'t> {
         'restart: loop {
@@ -123,7 +148,7 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         gpa: Gpa,
         level: u8,
     ) -> Result<Position<'t>, Obstacle<M::Refusal>> {
-        if gpa >= self.levels.limit() {
+        if gpa >= self.limit {
             return Err(Obstacle::BeyondTable);
         }
         loop {

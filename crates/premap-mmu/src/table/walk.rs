@@ -2,15 +2,15 @@
 
 use core::fmt;
 
-use premap_address::Gpa;
+use premap_address::{Gpa, PageSize};
 
 use super::PageTable;
 use crate::attributes::{Access, Mapping};
 use crate::epoch::Guard;
-use crate::format::Format;
+use crate::format::{Format, index};
 use crate::frames::FrameAllocator;
 use crate::mirror::{Mirror, NoMirror};
-use crate::protocol::{State, state, touch};
+use crate::protocol::{State, leaf, state, touch};
 
 /// A walker's view of a table: while it lives no table that it can reach is freed, and no
 /// [`synchronize`](PageTable::synchronize) returns.
@@ -57,7 +57,11 @@ impl<F: Format, A: FrameAllocator, M: Mirror> View<'_, F, A, M> {
     #[inline]
     #[must_use]
     pub fn walk(&self, gpa: Gpa) -> Option<Mapping<F>> {
-        if gpa >= self.table.levels().limit() {
+        if let Some((_, _, page)) = self.table.straight_down(&self.guard, gpa) {
+            let raw = leaf::load(page.word(index(gpa, 1)));
+            return PageTable::<F, A, M>::leaf_at(raw, 1, gpa.align_down(PageSize::Size4K));
+        }
+        if gpa >= self.table.limit {
             return None;
         }
         let position = self.table.locate(&self.guard, gpa, 1);
@@ -71,7 +75,7 @@ impl<F: Format, A: FrameAllocator, M: Mirror> View<'_, F, A, M> {
     /// Nothing is mapped, or the access is not permitted.
     #[inline]
     pub fn access(&self, gpa: Gpa, access: Access) -> Result<Mapping<F>, AccessFault<F>> {
-        if gpa >= self.table.levels().limit() {
+        if gpa >= self.table.limit {
             return Err(AccessFault::NotMapped);
         }
         loop {

@@ -101,11 +101,6 @@ impl SoftVcpu {
         self.access(gpa, Operation::Store(value)).map(drop)
     }
 
-    /// Gives the vCPU's root up, as `KVM_SET_SREGS` does when it changes CR0.WP: the next use takes the current one.
-    pub fn drop_root(&mut self) {
-        self.root = None;
-    }
-
     /// Runs the guest's instruction, again after each fault, until it is done or leaves to the VMM.
     fn access(&mut self, gpa: Gpa, operation: Operation) -> Result<u64, GuestFault> {
         if !gpa.raw().is_multiple_of(8) {
@@ -159,6 +154,11 @@ impl Drop for SoftVcpu {
 impl Vcpu for SoftVcpu {
     fn pre_fault_memory(&mut self, range: &mut kvm_pre_fault_memory) -> Result<(), Errno> {
         self.pre_fault(range)
+    }
+
+    fn renew_root(&mut self) -> Result<(), Errno> {
+        self.root = None;
+        Ok(())
     }
 
     fn stats(&self) -> Result<Stats, Errno> {

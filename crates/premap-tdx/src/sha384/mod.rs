@@ -1,7 +1,8 @@
 //! SHA-384, from whichever library the build chose.
 //!
 //! [`Sha384`] is the little that measuring asks of a library: hash bytes as they come, tell a value in between (hence
-//! `Clone`), finish. Each library has its feature; [`DefaultSha384`] is the fastest, as measured, of those compiled in.
+//! `Clone`), finish. Each library has its feature; [`DefaultSha384`] is the first compiled in of openssl, aws-lc, ring and
+//! sha2, which is on unless turned off and so gives way to a library that was asked for.
 
 use crate::digest::Digest;
 
@@ -46,11 +47,11 @@ pub type DefaultSha384 = OpenSsl;
 #[cfg(all(feature = "aws-lc", not(feature = "openssl")))]
 pub type DefaultSha384 = AwsLc;
 /// The library that measures where the caller names none.
-#[cfg(all(feature = "sha2", not(any(feature = "openssl", feature = "aws-lc"))))]
-pub type DefaultSha384 = Sha2;
-/// The library that measures where the caller names none.
-#[cfg(all(feature = "ring", not(any(feature = "openssl", feature = "aws-lc", feature = "sha2"))))]
+#[cfg(all(feature = "ring", not(any(feature = "openssl", feature = "aws-lc"))))]
 pub type DefaultSha384 = Ring;
+/// The library that measures where the caller names none.
+#[cfg(all(feature = "sha2", not(any(feature = "openssl", feature = "aws-lc", feature = "ring"))))]
+pub type DefaultSha384 = Sha2;
 
 #[cfg(not(any(feature = "openssl", feature = "aws-lc", feature = "sha2", feature = "ring")))]
 compile_error!(

@@ -1,0 +1,23 @@
+//! `premap td`: TDX guests.
+
+mod firmware;
+mod measure;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+/// What to do about a TD.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Td {
+    /// Say what a TDX guest built from a firmware measures to (its MRTD), or why a value differs
+    Measure(measure::Options),
+}
+
+/// Does it.
+pub(crate) fn run(td: &Td) -> anyhow::Result<ExitCode> {
+    match td {
+        Td::Measure(options) => measure::run(options),
+    }
+}
