@@ -24,7 +24,7 @@ pub struct Settings {
     pub chunk: Option<u64>,
     /// How long one run may hold the guest back, in nanoseconds.
     pub deadline_ns: Option<u64>,
-    /// Threads that make memory present on the host; as many as vCPUs are at hand, unless set.
+    /// Threads that make memory present on the host, beside one for each vCPU at hand; the engine's own number unless set.
     pub host_threads: Option<usize>,
     /// For how long after a guest's start changes of its slots are followed by another run, in nanoseconds.
     pub follow_ns: u64,

@@ -26,6 +26,8 @@ pub(crate) enum Event<'a> {
         run: u32,
         /// How many vCPUs were lent.
         vcpus: usize,
+        /// Page faults that KVM took for the guest before this run.
+        faults: Option<u64>,
         /// The slots as they were.
         slots: &'a [Slot],
         /// What of them was left alone.

@@ -10,9 +10,10 @@ use premap_exec_settings::{Settings, Strategy, Voice};
 use premap_kvm::linux;
 
 use crate::events::{Event, Journal};
-use crate::kvm::{self, Role};
+use crate::kvm::{self, Counters, Role};
 use crate::memory::{self, Left, Slot};
 use crate::say::say;
+use crate::vms::Count;
 use crate::{maps, present};
 
 /// What a run is to do.
@@ -23,6 +24,7 @@ pub(crate) struct Task {
     pub(crate) run: u32,
     pub(crate) fd: RawFd,
     pub(crate) vcpus: Vec<RawFd>,
+    pub(crate) counters: Vec<Arc<Counters>>,
     pub(crate) slots: Vec<Slot>,
     /// What earlier runs mapped.
     pub(crate) before: Mapped,
@@ -61,10 +63,11 @@ impl Task {
         if regions.is_empty() && self.run > 1 {
             return Ok(self.before);
         }
+        let faults = self.counters.iter().map(|counters| Count::read(counters)).reduce(Count::plus);
         let mut mapped = self.before.clone();
         mapped.populated.extend(regions.iter().map(host_range));
         let report = self.run(regions)?;
-        self.tell(&found.left, &report);
+        self.tell(&found.left, faults.unwrap_or_default().faults, &report);
         Ok(Mapped { populated: merged(mapped.populated), second: report.second.mapped > 0 })
     }
 
@@ -96,12 +99,13 @@ impl Task {
         engine.run(&plan, &mut vcpus).map_err(|error| error.to_string())
     }
 
-    fn tell(&self, left: &[Left], report: &Report) {
+    fn tell(&self, left: &[Left], faults: Option<u64>, report: &Report) {
         let Self { vm, run, slots, .. } = self;
         self.journal.write(&Event::Mapped {
             vm: *vm,
             run: *run,
             vcpus: self.vcpus.len(),
+            faults,
             slots,
             left,
             report,

@@ -234,6 +234,7 @@ fn task(process: &Process, vm: &mut Vm, entering: RawFd) -> Option<Task> {
         run: vm.timing.runs(),
         fd: vm.fds.first().copied()?,
         vcpus: vm.lend(entering),
+        counters: vm.vcpus.iter().filter_map(|vcpu| vcpu.counters.clone()).collect(),
         slots: vm.slots.values().copied().collect(),
         before: vm.mapped.clone(),
         stop: vm.stop.clone(),

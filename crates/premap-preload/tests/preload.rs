@@ -95,6 +95,7 @@ fn memory_is_mapped_before_the_guest_runs_and_its_faults_are_counted() {
     assert_eq!(mapped.len(), 1, "{:?}", done.events);
     check_mapped(mapped[0]);
     assert_eq!(mapped[0]["vcpus"], 2, "vCPUs that never ran are lent");
+    assert_eq!(mapped[0]["faults"], 0, "the guest has not run");
     assert!(mapped[0]["report"]["asked"].as_u64().unwrap() >= vmm::BYTES);
     let ended = events(&done, "ended");
     assert_eq!((ended.len(), &ended[0]["vcpus"], &ended[0]["runs"]), (1, &2.into(), &1.into()), "{ended:?}");

@@ -23,7 +23,7 @@ pub(crate) struct Exec {
     /// How long mapping may hold the guest back, as 500ms or 2s; the rest is left to the guest's faults
     #[arg(long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     deadline: Option<Duration>,
-    /// Threads that make memory present on the host, instead of as many as there are vCPUs at hand
+    /// Threads that make memory present on the host, beside one for each vCPU at hand
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), allow_negative_numbers = true)]
     host_threads: Option<u16>,
     /// For how long after the guest's start memory is mapped again when the VMM has changed its slots
