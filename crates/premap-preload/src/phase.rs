@@ -14,9 +14,9 @@
 //!
 //! **Again** after the slots changed. Deleting a slot throws away what KVM has mapped for the whole VM, and firmware has
 //! slots deleted and made anew, all of memory among them, as it unlocks and locks the area below 1 MiB. Such changes come
-//! in groups, with a few exits between them, so mapping waits until four entries in a row saw no change. That also lets
-//! the vCPU go through the kernel: before 6.15 a pre-fault on one whose page-table root went stale by a deletion does not
-//! end, and only `KVM_RUN` gives it a new root.
+//! in groups, with a few exits between them, so mapping waits until four entries in a row saw no change. It also waits for
+//! a vCPU that went through the kernel since: before 6.15 a pre-fault on one whose page-table root went stale by a deletion
+//! does not end, and only `KVM_RUN` gives it a new root.
 //!
 //! **No more** once the guest has run for the time in which changes are followed (a minute, unless the user says
 //! otherwise), nor after [`MOST_RUNS`]: a guest at work is not held back, and takes its faults as it would without premap.
@@ -43,6 +43,15 @@ pub(crate) enum Phase {
     Settling(u32),
     /// There is nothing to do.
     Quiet,
+}
+
+/// What a vCPU has in its page-table root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Root {
+    /// None, or one that was made since the slots last changed.
+    Fresh,
+    /// It was not in the kernel since.
+    MayBeStale,
 }
 
 /// What a vCPU that is about to enter the guest does first.
@@ -96,15 +105,15 @@ impl Timing {
         self.runs
     }
 
-    /// A vCPU is about to enter the guest.
-    pub(crate) fn enter(&mut self, now: Instant) -> Entry {
+    /// A vCPU with such a root is about to enter the guest.
+    pub(crate) fn enter(&mut self, root: Root, now: Instant) -> Entry {
         match self.phase {
             Phase::Quiet => return Entry::Pass,
             Phase::Mapping => return Entry::Wait,
             // Another thread is at the slots: whatever would be mapped now may go again.
             _ if self.changing > 0 => return Entry::Pass,
-            Phase::Settling(entries) if entries + 1 < ENTRIES_AT_REST => {
-                self.phase = Phase::Settling(entries + 1);
+            Phase::Settling(entries) if entries + 1 < ENTRIES_AT_REST || root == Root::MayBeStale => {
+                self.phase = Phase::Settling(entries.saturating_add(1));
                 return Entry::Pass;
             }
             Phase::Settling(_) | Phase::Fresh => {}
@@ -171,7 +180,7 @@ mod tests {
     /// A VM that was mapped at its first entry.
     fn mapped(now: Instant) -> Timing {
         let mut timing = Timing::new(FOLLOW);
-        assert_eq!(timing.enter(now), Entry::Map);
+        assert_eq!(timing.enter(Root::Fresh, now), Entry::Map);
         timing.ended(End::Done);
         timing
     }
@@ -186,10 +195,10 @@ mod tests {
         let now = Instant::now();
         let mut timing = Timing::new(FOLLOW);
         change(&mut timing, now);
-        assert_eq!(timing.enter(now), Entry::Map);
-        assert_eq!(timing.enter(now), Entry::Wait);
+        assert_eq!(timing.enter(Root::Fresh, now), Entry::Map);
+        assert_eq!(timing.enter(Root::Fresh, now), Entry::Wait);
         timing.ended(End::Done);
-        assert_eq!(timing.enter(now), Entry::Pass);
+        assert_eq!(timing.enter(Root::Fresh, now), Entry::Pass);
         assert!(!timing.is_due());
     }
 
@@ -198,12 +207,26 @@ mod tests {
         let now = Instant::now();
         let mut timing = mapped(now);
         change(&mut timing, now);
-        assert_eq!([timing.enter(now), timing.enter(now)], [Entry::Pass; 2]);
+        assert_eq!([timing.enter(Root::Fresh, now), timing.enter(Root::Fresh, now)], [Entry::Pass; 2]);
         change(&mut timing, now);
-        assert_eq!([timing.enter(now), timing.enter(now), timing.enter(now)], [Entry::Pass; 3]);
-        assert_eq!(timing.enter(now), Entry::Map);
+        assert_eq!(
+            [timing.enter(Root::Fresh, now), timing.enter(Root::Fresh, now), timing.enter(Root::Fresh, now)],
+            [Entry::Pass; 3]
+        );
+        assert_eq!(timing.enter(Root::Fresh, now), Entry::Map);
         timing.ended(End::Done);
-        assert_eq!((timing.enter(now), timing.runs()), (Entry::Pass, 2));
+        assert_eq!((timing.enter(Root::Fresh, now), timing.runs()), (Entry::Pass, 2));
+    }
+
+    #[test]
+    fn a_vcpu_whose_root_may_be_stale_leaves_the_run_to_another() {
+        let now = Instant::now();
+        let mut timing = mapped(now);
+        change(&mut timing, now);
+        for _ in 0..2 * ENTRIES_AT_REST {
+            assert_eq!(timing.enter(Root::MayBeStale, now), Entry::Pass);
+        }
+        assert_eq!(timing.enter(Root::Fresh, now), Entry::Map);
     }
 
     #[test]
@@ -231,21 +254,21 @@ mod tests {
         let now = Instant::now();
         let mut timing = Timing::new(FOLLOW);
         timing.changing();
-        assert_eq!(timing.enter(now), Entry::Pass);
+        assert_eq!(timing.enter(Root::Fresh, now), Entry::Pass);
         timing.changed(Change::Slots, now);
-        assert_eq!(timing.enter(now), Entry::Map);
+        assert_eq!(timing.enter(Root::Fresh, now), Entry::Map);
     }
 
     #[test]
     fn a_stopped_run_is_made_up_for_and_runs_are_bounded() {
         let now = Instant::now();
         let mut timing = Timing::new(FOLLOW);
-        assert_eq!(timing.enter(now), Entry::Map);
+        assert_eq!(timing.enter(Root::Fresh, now), Entry::Map);
         for _ in 1..MOST_RUNS {
             timing.changing();
             timing.ended(End::Stopped);
             timing.changed(Change::Slots, now);
-            let entries: Vec<_> = (0..ENTRIES_AT_REST).map(|_| timing.enter(now)).collect();
+            let entries: Vec<_> = (0..ENTRIES_AT_REST).map(|_| timing.enter(Root::Fresh, now)).collect();
             assert_eq!(entries.last(), Some(&Entry::Map));
         }
         timing.ended(End::Stopped);

@@ -30,7 +30,10 @@ static PAGE: AtomicPtr<AtomicPtr<Process>> = AtomicPtr::new(ptr::null_mut());
 pub(crate) struct Process {
     pub(crate) settings: Arc<Settings>,
     pub(crate) journal: Arc<Journal>,
-    pub(crate) helper: Helper,
+    /// Runs the engine.
+    pub(crate) mapper: Helper,
+    /// Does what is quick, also while the other is at work.
+    pub(crate) clerk: Helper,
     vms: Mutex<Vms>,
     /// A run has ended.
     pub(crate) turned: Condvar,
@@ -59,10 +62,11 @@ impl Process {
         // What the library's own panics say, they say in one line.
         std::panic::set_hook(Box::new(|_| {}));
         let journal = Arc::new(Journal::open(settings.report.as_ref()));
-        let helper =
-            Helper::start(when_confined).map_err(|error| format!("cannot start a thread: {error}"))?;
-        let vms = Mutex::default();
-        Ok(Self { settings: Arc::new(settings), journal, helper, vms, turned: Condvar::new() })
+        let start =
+            || Helper::start(when_confined).map_err(|error| format!("cannot start a thread: {error}"));
+        let (mapper, clerk) = (start()?, start()?);
+        let (vms, turned) = Default::default();
+        Ok(Self { settings: Arc::new(settings), journal, mapper, clerk, vms, turned })
     }
 }
 

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use premap::Stop;
 
-use crate::kvm::Counters;
+use crate::kvm::{Counters, Role};
 use crate::memory::Slot;
-use crate::phase::Timing;
+use crate::phase::{Entry, Root, Timing};
 use crate::task::Mapped;
 
 /// The VMs that are there.
@@ -44,6 +45,7 @@ pub(crate) struct Vcpu {
     pub(crate) fds: Vec<RawFd>,
     /// Whether it may be in the guest.
     pub(crate) entered: bool,
+    pub(crate) root: Root,
     /// Open where somebody wants to know.
     pub(crate) counters: Option<Arc<Counters>>,
 }
@@ -94,7 +96,7 @@ impl Vms {
         self.forget(fd);
         if let Some(vm) = self.numbered(vm) {
             vm.vcpus_made += 1;
-            vm.vcpus.push(Vcpu { fds: vec![fd], entered: false, counters });
+            vm.vcpus.push(Vcpu { fds: vec![fd], entered: false, root: Root::Fresh, counters });
         }
     }
 
@@ -107,24 +109,21 @@ impl Vms {
         self.list.iter_mut().find(|vm| vm.number == number)
     }
 
-    /// The VM that has this descriptor.
-    pub(crate) fn of_fd(&mut self, fd: RawFd) -> Option<&mut Vm> {
-        self.list.iter_mut().find(|vm| vm.fds.contains(&fd))
+    /// The VM that has this descriptor, as its own or as a vCPU's.
+    pub(crate) fn of(&mut self, fd: RawFd, role: Role) -> Option<&mut Vm> {
+        self.list.iter_mut().find(|vm| match role {
+            Role::Vm => vm.fds.contains(&fd),
+            Role::Vcpu => vm.vcpus.iter().any(|vcpu| vcpu.fds.contains(&fd)),
+        })
     }
 
-    /// The VM whose vCPU has this descriptor.
-    pub(crate) fn of_vcpu(&mut self, fd: RawFd) -> Option<&mut Vm> {
-        self.list.iter_mut().find(|vm| vm.vcpu(fd).is_some())
-    }
-
-    /// A descriptor of each VM.
-    pub(crate) fn fds(&self) -> Vec<RawFd> {
-        self.list.iter().filter_map(|vm| vm.fds.first().copied()).collect()
-    }
-
-    /// A descriptor of each vCPU.
-    pub(crate) fn vcpu_fds(&self) -> Vec<RawFd> {
-        self.list.iter().flat_map(|vm| &vm.vcpus).filter_map(|vcpu| vcpu.fds.first().copied()).collect()
+    /// A descriptor of each VM, or of each vCPU.
+    pub(crate) fn fds(&self, role: Role) -> Vec<RawFd> {
+        let vms = self.list.iter();
+        match role {
+            Role::Vm => vms.filter_map(|vm| vm.fds.first().copied()).collect(),
+            Role::Vcpu => vms.flat_map(|vm| &vm.vcpus).filter_map(|vcpu| vcpu.fds.first().copied()).collect(),
+        }
     }
 
     /// Notes that `copy` is the same open file as `fd`.
@@ -169,16 +168,16 @@ impl Vms {
 }
 
 impl Vm {
-    /// The vCPU that has this descriptor.
-    pub(crate) fn vcpu(&self, fd: RawFd) -> Option<&Vcpu> {
-        self.vcpus.iter().find(|vcpu| vcpu.fds.contains(&fd))
-    }
-
-    /// Notes that a vCPU is let into the guest.
-    pub(crate) fn note_entry(&mut self, fd: RawFd) {
-        if let Some(vcpu) = self.vcpus.iter_mut().find(|vcpu| vcpu.fds.contains(&fd)) {
+    /// Decides what a vCPU does that is about to enter the guest, and notes that it is let in.
+    pub(crate) fn enter(&mut self, fd: RawFd, now: Instant) -> Entry {
+        let mut vcpu = self.vcpus.iter_mut().find(|vcpu| vcpu.fds.contains(&fd));
+        let root = vcpu.as_ref().map_or(Root::MayBeStale, |vcpu| vcpu.root);
+        let entry = self.timing.enter(root, now);
+        if let (Entry::Pass, Some(vcpu)) = (entry, &mut vcpu) {
             vcpu.entered = true;
+            vcpu.root = Root::Fresh;
         }
+        entry
     }
 
     /// The vCPUs that a run can have: the one about to enter and, at the first run, all that never entered. Later the
@@ -196,14 +195,21 @@ impl Vm {
             0 => self.slots.remove(&slot.slot),
             _ => self.slots.insert(slot.slot, slot),
         };
-        before
-            .is_none_or(|before| (before.gpa, before.bytes, before.host) != (slot.gpa, slot.bytes, slot.host))
+        let place = |slot: &Slot| (slot.gpa, slot.bytes, slot.host);
+        let moved = before.is_none_or(|before| place(&before) != place(&slot));
+        if moved {
+            self.vcpus.iter_mut().for_each(|vcpu| vcpu.root = Root::MayBeStale);
+        }
+        moved
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::phase::{Change, End};
 
     fn vms() -> Vms {
         let mut vms = Vms::default();
@@ -218,8 +224,8 @@ mod tests {
         let mut vms = vms();
         vms.alias(10, 20);
         vms.alias(12, 22);
-        assert_eq!(vms.of_fd(20).unwrap().number, 1);
-        assert_eq!(vms.of_vcpu(22).unwrap().number, 1);
+        assert_eq!(vms.of(20, Role::Vm).unwrap().number, 1);
+        assert_eq!(vms.of(22, Role::Vcpu).unwrap().number, 1);
         for (fd, vcpu_gone) in [(10, false), (20, false), (12, false), (11, true)] {
             assert_eq!(vms.forget(fd).is_some(), vcpu_gone, "{fd}");
             assert!(vms.take_closed().is_empty(), "{fd}");
@@ -232,9 +238,9 @@ mod tests {
     fn a_number_used_again_belongs_to_the_new_vm() {
         let mut vms = vms();
         vms.add(11, Timing::never());
-        assert!(vms.of_vcpu(11).is_none());
-        assert_eq!(vms.of_fd(11).unwrap().number, 2);
-        assert_eq!(vms.vcpu_fds(), [12]);
+        assert!(vms.of(11, Role::Vcpu).is_none());
+        assert_eq!(vms.of(11, Role::Vm).unwrap().number, 2);
+        assert_eq!(vms.fds(Role::Vcpu), [12]);
     }
 
     #[test]
@@ -243,7 +249,7 @@ mod tests {
         vms.add_vcpu(1, 13, None);
         let vm = vms.numbered(1).unwrap();
         assert_eq!(vm.lend(11), [11, 12, 13]);
-        vm.note_entry(12);
+        assert_eq!(vm.enter(12, Instant::now()), Entry::Pass);
         assert_eq!(vm.lend(11), [11, 13]);
     }
 
@@ -257,6 +263,22 @@ mod tests {
         assert!(vm.set(Slot { gpa: 4096, ..slot }));
         assert!(vm.set(Slot { bytes: 0, ..slot }));
         assert!(vm.slots.is_empty());
+    }
+
+    #[test]
+    fn a_vcpu_maps_only_after_it_was_in_the_kernel_since_the_change() {
+        let mut vms = Vms::default();
+        vms.add(10, Timing::new(Duration::from_secs(60)));
+        vms.add_vcpu(1, 11, None);
+        vms.add_vcpu(1, 12, None);
+        let (vm, now) = (vms.numbered(1).unwrap(), Instant::now());
+        assert_eq!(vm.enter(11, now), Entry::Map);
+        vm.timing.ended(End::Done);
+        vm.timing.changing();
+        vm.set(Slot { slot: 0, flags: 0, gpa: 0, bytes: 4096, host: 8192 });
+        vm.timing.changed(Change::Slots, now);
+        let entries = [12, 12, 12, 11, 11].map(|fd| vm.enter(fd, now));
+        assert_eq!(entries, [Entry::Pass, Entry::Pass, Entry::Pass, Entry::Pass, Entry::Map]);
     }
 
     #[test]

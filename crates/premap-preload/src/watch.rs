@@ -100,13 +100,15 @@ pub(crate) fn closing(fd: RawFd) {
     once(|| {
         let Some(process) = process::current() else { return };
         let mut vms = process.vms();
-        if let Some(vm) = vms.of_fd(fd) {
-            vm.stop.stop();
+        for role in [Role::Vm, Role::Vcpu] {
+            if let Some(vm) = vms.of(fd, role) {
+                vm.stop.stop();
+            }
         }
         if let Some((number, vcpu)) = vms.forget(fd) {
             drop(vms);
             let count = vcpu.counters.and_then(|counters| {
-                process.helper.ask(Some(TELLING_LIMIT), move || Count::read(&counters)).ok()
+                process.clerk.ask(Some(TELLING_LIMIT), move || Count::read(&counters)).ok()
             });
             vms = process.vms();
             if let Some(vm) = vms.numbered(number) {
@@ -162,13 +164,13 @@ fn created_vm(process: &Process, fd: RawFd, machine_type: usize) {
 
 fn created_vcpu(process: &Process, vm_fd: RawFd, fd: RawFd) {
     let counters = process.journal.is_open().then(|| {
-        let opened = process.helper.ask(Some(TELLING_LIMIT), move || {
+        let opened = process.clerk.ask(Some(TELLING_LIMIT), move || {
             kvm::duplicate(fd, Role::Vcpu).and_then(Counters::open).ok().map(Arc::new)
         });
         opened.ok().flatten()
     });
     let mut vms = find(process, vm_fd, Role::Vm);
-    if let Some(number) = vms.of_fd(vm_fd).map(|vm| vm.number) {
+    if let Some(number) = vms.of(vm_fd, Role::Vm).map(|vm| vm.number) {
         descriptors::watch(fd);
         vms.add_vcpu(number, fd, counters.flatten());
     }
@@ -176,7 +178,7 @@ fn created_vcpu(process: &Process, vm_fd: RawFd, fd: RawFd) {
 
 fn changing(process: &Process, fd: RawFd) -> Before {
     let mut vms = find(process, fd, Role::Vm);
-    while let Some(vm) = vms.of_fd(fd) {
+    while let Some(vm) = vms.of(fd, Role::Vm) {
         if !vm.timing.is_mapping() || process::stepped_aside() {
             vm.timing.changing();
             return Before::Changing(vm.number);
@@ -208,13 +210,10 @@ fn changed(process: &Process, number: u32, region: Option<kvm_userspace_memory_r
 
 fn entering(process: &Process, fd: RawFd) {
     let mut vms = find(process, fd, Role::Vcpu);
-    while let Some(vm) = vms.of_vcpu(fd) {
-        match vm.timing.enter(Instant::now()) {
+    while let Some(vm) = vms.of(fd, Role::Vcpu) {
+        match vm.enter(fd, Instant::now()) {
             Entry::Wait if !process::stepped_aside() => vms = wait(process, vms),
-            Entry::Wait | Entry::Pass => {
-                vm.note_entry(fd);
-                break;
-            }
+            Entry::Wait | Entry::Pass => break,
             Entry::Map => {
                 let (number, task) = (vm.number, task(process, vm, fd));
                 drop(vms);
@@ -243,7 +242,7 @@ fn task(process: &Process, vm: &mut Vm, entering: RawFd) -> Option<Task> {
 
 /// Has a VM mapped, and whatever comes of it, lets its vCPUs go on.
 fn map(process: &Process, number: u32, task: Option<Task>) {
-    let done = task.map(|task| process.helper.ask(None, move || task.perform()));
+    let done = task.map(|task| process.mapper.ask(None, move || task.perform()));
     let mut vms = process.vms();
     if let Some(vm) = vms.numbered(number) {
         vm.timing.ended(if vm.stop.is_stopped() { End::Stopped } else { End::Done });
@@ -265,15 +264,12 @@ fn map(process: &Process, number: u32, task: Option<Task>) {
 /// The VMs, with `fd` among their descriptors if it is a duplicate of one that is known.
 fn find(process: &Process, fd: RawFd, role: Role) -> MutexGuard<'_, Vms> {
     let mut vms = process.vms();
-    let (known, candidates) = match role {
-        Role::Vm => (vms.of_fd(fd).is_some(), vms.fds()),
-        Role::Vcpu => (vms.of_vcpu(fd).is_some(), vms.vcpu_fds()),
-    };
-    if known || candidates.is_empty() {
+    let candidates = vms.fds(role);
+    if vms.of(fd, role).is_some() || candidates.is_empty() {
         return vms;
     }
     drop(vms);
-    let same = process.helper.ask(Some(TELLING_LIMIT), move || {
+    let same = process.clerk.ask(Some(TELLING_LIMIT), move || {
         kvm::duplicate(fd, role).ok()?;
         kvm::same_file(fd, &candidates)
     });
@@ -302,7 +298,7 @@ fn tell_ended(process: &Process, ended: Vec<Vm>) {
         return;
     }
     let journal = Arc::clone(&process.journal);
-    let told = process.helper.ask(Some(TELLING_LIMIT), move || {
+    let told = process.clerk.ask(Some(TELLING_LIMIT), move || {
         for vm in &ended {
             let open = vm.vcpus.iter().filter_map(|vcpu| vcpu.counters.as_deref()).map(Count::read);
             let count = open.fold(vm.count, Count::plus);
