@@ -1,8 +1,9 @@
-//! The library's own thread, which does whatever a filter on the VMM's threads might forbid.
+//! A thread of the library's own, which does whatever a filter on the VMM's threads might forbid.
 //!
-//! It is started at the first call that only KVM's users make, when the thread at hand has just opened `/dev/kvm`. It
-//! blocks every signal, so that none of the VMM's is handled here. Threads of the VMM hand it work and wait; that takes
-//! a lock and a condition variable, and so no system call but `futex`.
+//! There are two, one for the engine's runs and one for what is quick. Each is started at the first call that only KVM's
+//! users make, when the thread at hand has just opened `/dev/kvm`. It blocks every signal, so that none of the VMM's is
+//! handled here. Threads of the VMM hand it work and wait; that takes a lock and a condition variable, and so no system
+//! call but `futex`.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -2,7 +2,7 @@
 //! the guest runs. The VMM is not changed and is not told.
 //!
 //! ```text
-//!   VMM's threads                                       premap's thread
+//!   VMM's threads                                       premap's threads
 //!     ioctl(KVM_...)  ──> interpose ──> watch              |
 //!       slots, vCPUs are noted            |                |
 //!       KVM_RUN: is mapping due? ─────────┴── ask ──> task: memory ──> plan ──> engine ──> report
@@ -13,7 +13,7 @@
 //! # What it promises the VMM
 //!
 //! - **Nothing is added to a process that makes no VM**: one comparison of the request number for each `ioctl`, one load
-//!   for each `close`. The thread is started at the first call that only KVM's users make.
+//!   for each `close`. Threads are started at the first call that only KVM's users make.
 //! - **Every call reaches the kernel once**, as it was made, and its result and errno come back as the kernel gave them.
 //! - **Nothing here ends the VMM.** Where something fails, one line on stderr says so and the library steps aside: the VM
 //!   runs as it would without. No panic leaves the library.
@@ -29,7 +29,7 @@
 //! # Seccomp
 //!
 //! A filter may kill a process for a call that it does not list, and VMMs confine their threads, often after opening
-//! `/dev/kvm`. So all that a filter might not know is done on a thread started before (`helper`), and threads of the VMM
+//! `/dev/kvm`. So all that a filter might not know is done on threads started before (`helper`), and threads of the VMM
 //! only take locks and wait. `seccomp` says how confinement is noticed without risking a call.
 //!
 //! # What it does not see

@@ -64,11 +64,12 @@ impl Task {
             return Ok(self.before);
         }
         let faults = self.counters.iter().map(|counters| Count::read(counters)).reduce(Count::plus);
-        let mut mapped = self.before.clone();
-        mapped.populated.extend(regions.iter().map(host_range));
+        let host: Vec<_> = regions.iter().map(host_range).collect();
         let report = self.run(regions)?;
         self.tell(&found.left, faults.unwrap_or_default().faults, &report);
-        Ok(Mapped { populated: merged(mapped.populated), second: report.second.mapped > 0 })
+        let second = report.second.mapped > 0;
+        // What a stopped run did not get to is as new to the next one.
+        Ok(if self.stop.is_stopped() { self.before } else { self.before.and(host, second) })
     }
 
     fn run(&self, regions: Vec<Region>) -> Result<Report, String> {
@@ -145,6 +146,12 @@ fn shortfall(report: &Report) -> Option<String> {
 }
 
 impl Mapped {
+    /// What was mapped, with what another run has mapped.
+    fn and(mut self, host: Vec<Range<u64>>, second: bool) -> Self {
+        self.populated.extend(host);
+        Self { populated: merged(self.populated), second }
+    }
+
     /// The parts of a host range that another run has to map: of memory that was mapped before, what is present still,
     /// and of new memory, all.
     fn missing(&self, range: Range<u64>) -> Result<Vec<Range<u64>>, premap_kvm::Errno> {
@@ -206,6 +213,12 @@ mod tests {
             Ok(parts) => assert_eq!(parts, [0x1000..0x2000, 0x3000..0x5000]),
             Err(errno) => eprintln!("skipped: this kernel has no PAGEMAP_SCAN: {errno}"),
         }
+    }
+
+    #[test]
+    fn what_runs_map_adds_up() {
+        let mapped = Mapped::default().and(vec![4..6, 0..2], true).and(vec![2..4, 8..9], false);
+        assert_eq!((mapped.populated, mapped.second), (vec![0..6, 8..9], false));
     }
 
     #[test]

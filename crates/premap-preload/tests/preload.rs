@@ -139,6 +139,27 @@ fn slots_that_come_later_are_mapped_once_they_are_at_rest() {
 }
 
 #[test]
+fn slots_that_change_all_the_while_neither_wait_for_a_run_nor_break_it() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("churn", &Settings::default());
+    let mapped = events(&done, "mapped");
+    assert!((1..=16).contains(&mapped.len()), "{:?}", done.events);
+    for (event, number) in mapped.iter().zip(1..) {
+        let report = &event["report"];
+        assert_eq!(event["run"], number);
+        let host =
+            ["mapped", "skipped", "failed", "abandoned"].map(|fate| report["host"][fate].as_u64().unwrap());
+        assert_eq!(host.iter().sum::<u64>(), report["asked"].as_u64().unwrap(), "{event}");
+        assert_eq!(host[2], 0, "{event}");
+    }
+    let last = &mapped.last().unwrap()["report"];
+    let mapped: u64 = mapped.iter().map(|event| event["report"]["host"]["mapped"].as_u64().unwrap()).sum();
+    assert!(mapped >= vmm::MUCH, "what one run did not get to, another did: {last}");
+}
+
+#[test]
 fn a_fork_s_child_has_vms_of_its_own_and_its_parent_s_go_on() {
     if !kvm() {
         return;

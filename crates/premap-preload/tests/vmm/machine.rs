@@ -32,22 +32,22 @@ pub(crate) struct Machine {
     slots: Vec<Memory>,
 }
 
-struct Memory(*mut u8);
+struct Memory(*mut u8, u64);
 
 // SAFETY: the pointer is to a mapping that belongs to this value alone, whatever thread it is on.
 unsafe impl Send for Memory {}
 
 impl Memory {
-    fn new() -> Self {
-        let len = usize::try_from(BYTES).unwrap();
+    fn new(bytes: u64) -> Self {
+        let len = usize::try_from(bytes).unwrap();
         let flags = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
         let base = unsafe { mmap_anonymous(std::ptr::null_mut(), len, flags, MapFlags::PRIVATE) };
-        Self(base.unwrap().cast())
+        Self(base.unwrap().cast(), bytes)
     }
 
     fn at(&self, offset: u64) -> *mut u8 {
-        assert!(offset < BYTES - 8);
+        assert!(offset < self.1 - 8);
         self.0.wrapping_add(usize::try_from(offset).unwrap())
     }
 
@@ -60,7 +60,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: the VM that had this memory is gone: its field is dropped first.
-        unsafe { munmap(self.0.cast(), usize::try_from(BYTES).unwrap()) }.unwrap();
+        unsafe { munmap(self.0.cast(), usize::try_from(self.1).unwrap()) }.unwrap();
     }
 }
 
@@ -69,7 +69,7 @@ impl Machine {
         let vm = kvm.create_vm().unwrap();
         let vcpus = (0..2).map(|id| vm.create_vcpu(id).unwrap()).collect();
         let mut machine = Self { vm, vcpus, slots: Vec::new() };
-        machine.add_slot(0);
+        machine.add_slot(0, BYTES);
         for (offset, byte) in (CODE..).zip(GUEST) {
             // SAFETY: the code lies inside the mapping, and no guest runs.
             unsafe { machine.slots[0].at(offset).write_volatile(byte) };
@@ -77,13 +77,13 @@ impl Machine {
         machine
     }
 
-    pub(crate) fn add_slot(&mut self, gpa: u64) {
-        let memory = Memory::new();
+    pub(crate) fn add_slot(&mut self, gpa: u64, bytes: u64) {
+        let memory = Memory::new(bytes);
         let region = kvm_userspace_memory_region {
             slot: u32::try_from(self.slots.len()).unwrap(),
             flags: 0,
             guest_phys_addr: gpa,
-            memory_size: BYTES,
+            memory_size: bytes,
             userspace_addr: memory.0.expose_provenance() as u64,
         };
         // SAFETY: the memory is the machine's own, and lives as long as the VM.
@@ -93,21 +93,35 @@ impl Machine {
 
     /// Has the first vCPU's guest run to its end.
     pub(crate) fn run(&mut self) -> Result<(), kvm_ioctls::Error> {
-        let vcpu = &mut self.vcpus[0];
-        let mut sregs = vcpu.get_sregs()?;
-        (sregs.cs.base, sregs.cs.selector) = (0, 0);
-        vcpu.set_sregs(&sregs)?;
-        let mut regs = vcpu.get_regs()?;
-        (regs.rip, regs.rflags) = (CODE, 2);
-        vcpu.set_regs(&regs)?;
-        match vcpu.run()? {
-            VcpuExit::Hlt => {}
-            other => panic!("{other:?}"),
-        }
-        for segment in (FIRST..END).step_by(0x100) {
-            assert_eq!(self.slots[0].word(u64::from(segment) << 4), segment);
-        }
-        Ok(())
+        run_one(&mut self.vcpus[0], &self.slots[0])
+    }
+
+    /// Has the guest run so many times, while another thread sets and deletes a slot as often.
+    pub(crate) fn run_beside_changes(&mut self, times: u32) {
+        let memory = Memory::new(BYTES);
+        let host = memory.0.expose_provenance() as u64;
+        let slot = move |memory_size| kvm_userspace_memory_region {
+            slot: 100,
+            flags: 0,
+            guest_phys_addr: 32 << 30,
+            memory_size,
+            userspace_addr: host,
+        };
+        let Self { vm, vcpus, slots } = self;
+        std::thread::scope(|scope| {
+            let vm = &*vm;
+            scope.spawn(move || {
+                for _ in 0..times {
+                    for size in [BYTES, 0] {
+                        // SAFETY: the memory lives until after the slot's deletion.
+                        unsafe { vm.set_user_memory_region(slot(size)) }.unwrap();
+                    }
+                }
+            });
+            for _ in 0..times {
+                run_one(&mut vcpus[0], &slots[0]).unwrap();
+            }
+        });
     }
 
     /// Forgets what the guest wrote.
@@ -117,4 +131,21 @@ impl Machine {
             unsafe { self.slots[0].at(page).cast::<u16>().write_volatile(0) };
         }
     }
+}
+
+fn run_one(vcpu: &mut VcpuFd, memory: &Memory) -> Result<(), kvm_ioctls::Error> {
+    let mut sregs = vcpu.get_sregs()?;
+    (sregs.cs.base, sregs.cs.selector) = (0, 0);
+    vcpu.set_sregs(&sregs)?;
+    let mut regs = vcpu.get_regs()?;
+    (regs.rip, regs.rflags) = (CODE, 2);
+    vcpu.set_regs(&regs)?;
+    match vcpu.run()? {
+        VcpuExit::Hlt => {}
+        other => panic!("{other:?}"),
+    }
+    for segment in (FIRST..END).step_by(0x100) {
+        assert_eq!(memory.word(u64::from(segment) << 4), segment);
+    }
+    Ok(())
 }

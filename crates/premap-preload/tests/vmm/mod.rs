@@ -18,6 +18,9 @@ pub(crate) use machine::BYTES;
 pub(crate) const VARIABLE: &str = "PREMAP_TEST_VMM";
 /// What it prints when it has done all.
 pub(crate) const DONE: &str = "the VMM is done";
+/// Enough to be at it for a while.
+pub(crate) const MUCH: u64 = 256 << 20;
+
 const CREATE_VM: libc::c_ulong = 0xae01;
 const CREATE_VCPU: libc::c_ulong = 0xae41;
 const SET_USER_MEMORY_REGION: libc::c_ulong = 0x4020_ae46;
@@ -31,6 +34,11 @@ fn vmm() {
         "plain" => run(&mut Machine::new(&kvm)),
         "close" => (0..3).for_each(|_| run(&mut Machine::new(&kvm))),
         "slots" => slots(&kvm),
+        "churn" => {
+            let mut machine = Machine::new(&kvm);
+            machine.add_slot(8 << 30, MUCH);
+            machine.run_beside_changes(100);
+        }
         "fork" => fork(&kvm),
         "errno" => errno(&kvm),
         // The filter is laid before the library was ever called: opening the device asks KVM nothing. And after.
@@ -66,7 +74,7 @@ fn run(machine: &mut Machine) {
 fn slots(kvm: &Kvm) {
     let mut machine = Machine::new(kvm);
     run(&mut machine);
-    machine.add_slot(8 << 30);
+    machine.add_slot(8 << 30, BYTES);
     (0..8).for_each(|_| run(&mut machine));
 }
 
