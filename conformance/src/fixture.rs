@@ -1,6 +1,6 @@
 //! What scenarios have in common: a machine with memory, the plan over it, and checks that hold in every one.
 
-use premap::{Engine, Fate, Gpa, GpaRange, Hva, Plan, Region, Report, Stage, Touch as HostTouch};
+use premap::{Engine, Fate, Gpa, GpaRange, Plan, Region, Report, Stage, Touch as HostTouch};
 use premap_guest::{Access, Backing, Kernel, Machine, Memory, Order, Run, SlotFlags, SlotId, Touch, word_of};
 use premap_kvm::Vm;
 
@@ -44,7 +44,7 @@ impl<K: Kernel> Fixture<K> {
 
     /// All of the machine's memory, as the engine wants it described.
     pub fn region(&self, touch: HostTouch) -> Region {
-        region(pages(0, self.memory().bytes() / PAGE), self.memory(), touch)
+        self.memory().region(BASE, touch)
     }
 
     /// A plan of all of the machine's memory, to be written, in chunks of 1 MiB.
@@ -92,18 +92,6 @@ impl<K: Kernel> Fixture<K> {
         assert_eq!(run.sum, words.fold(0, u64::wrapping_add), "guest and host see different content");
         run
     }
-}
-
-/// Memory as the engine wants it described.
-#[must_use]
-pub fn region(range: GpaRange, memory: &Memory, touch: HostTouch) -> Region {
-    let backing = match memory.backing() {
-        Backing::Anonymous | Backing::TransparentHuge => premap::Backing::Anonymous,
-        Backing::Memfd => premap::Backing::Shared,
-        Backing::Hugetlb => premap::Backing::Hugetlb(memory.backing().page_size()),
-        Backing::File => premap::Backing::PrivateFile,
-    };
-    Region { range, host: Hva::new(memory.hva().raw()), backing, touch }
 }
 
 /// A plan in chunks of 1 MiB.

@@ -9,7 +9,7 @@ use premap_guest::{
 use premap_kvm::Errno;
 
 use super::FEW;
-use crate::fixture::{BASE, Fixture, PAGE, lost, map, pages, plan, region};
+use crate::fixture::{BASE, Fixture, PAGE, lost, map, pages, plan};
 
 /// Slots on both sides of a hole, one range over all of it: the hole is skipped, to the byte.
 pub fn a_hole_in_the_middle_is_skipped_to_the_byte<K: Kernel>(kernel: &K) {
@@ -23,7 +23,7 @@ pub fn a_hole_in_the_middle_is_skipped_to_the_byte<K: Kernel>(kernel: &K) {
     }
     // One piece of host memory stands for the whole range: the second stage asks the slots, not the plan, what is there.
     let whole = Memory::new(1000 * PAGE, Backing::Anonymous).expect("4 MiB can be had");
-    let plan = plan([region(pages(0, 1000), &whole, HostTouch::Write)]);
+    let plan = plan([whole.region(BASE, HostTouch::Write)]);
     let report = map(&mut machine, Engine::new(), &plan);
     assert_eq!(lost(&report, Stage::Second), [(pages(300, 400), Reason::NoMemslot)]);
     assert_eq!((report.second.mapped, report.host.mapped), (600 * PAGE, 1000 * PAGE));

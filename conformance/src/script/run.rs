@@ -21,7 +21,7 @@ use premap_kvm::{Vcpu, Vm};
 
 use super::observation::{Observation, Outcome};
 use super::op::{ARENA, Op, Script};
-use crate::fixture::{BASE, PAGE, pages, plan, region};
+use crate::fixture::{BASE, PAGE, pages, plan};
 use crate::storm;
 
 /// Scripts' slots begin here, above those that the machine makes itself.
@@ -178,7 +178,7 @@ impl<K: Kernel> Stage<K> {
     }
 
     fn populate(&mut self, page: u64, count: u64) {
-        let whole = region(pages(0, ARENA), &self.arena, HostTouch::Write);
+        let whole = self.arena.region(BASE, HostTouch::Write);
         let host = premap::Hva::new(whole.host.raw() + page * PAGE);
         let plan = plan([premap::Region { range: pages(page, count), host, ..whole }]);
         let Self { machine, arena, .. } = self;

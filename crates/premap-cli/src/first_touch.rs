@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use premap::{Budget, Engine, Plan, Reason, Region, Report, Stage};
-use premap_address::{Gpa, GpaRange, PAGE_SIZE, PageSize};
+use premap_address::{Gpa, GpaRange, PAGE_SIZE};
 use premap_guest::{Access, Backing, Kernel, Machine, MappedPages, Memory, Order, SlotFlags, Touch, word_of};
 use premap_kvm::probe;
 
@@ -104,17 +104,11 @@ pub(crate) fn measure<K: Kernel>(
 
 /// The memory as the engine sees it: populated as the guest will touch it.
 fn region(touch: &Touch, memory: &Memory) -> Region {
-    let backing = match memory.backing() {
-        Backing::Anonymous | Backing::TransparentHuge => premap::Backing::Anonymous,
-        Backing::Memfd => premap::Backing::Shared,
-        Backing::Hugetlb => premap::Backing::Hugetlb(PageSize::Size2M),
-        Backing::File => premap::Backing::PrivateFile,
-    };
     let populate = match touch.access {
         Access::Read => premap::Touch::Read,
         Access::Write => premap::Touch::Write,
     };
-    Region { range: touch.range, host: memory.hva(), backing, touch: populate }
+    memory.region(touch.range.start(), populate)
 }
 
 /// Compares what the guest left, or what it read, with what must be there.

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use premap_address::{Hva, PAGE_SIZE};
+use premap_address::{Gpa, GpaRange, Hva, PAGE_SIZE};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::MemfdFlags;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -84,6 +84,22 @@ impl Memory {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.len as u64
+    }
+
+    /// The memory as the engine wants it described, from `gpa` on in the guest.
+    ///
+    /// # Panics
+    /// If `gpa` is not on a page, or the memory would reach beyond the last address.
+    #[must_use]
+    #[track_caller]
+    pub fn region(&self, gpa: Gpa, touch: premap::Touch) -> premap::Region {
+        let backing = match self.backing {
+            Backing::Anonymous | Backing::TransparentHuge => premap::Backing::Anonymous,
+            Backing::Memfd => premap::Backing::Shared,
+            Backing::Hugetlb => premap::Backing::Hugetlb(self.backing.page_size()),
+            Backing::File => premap::Backing::PrivateFile,
+        };
+        premap::Region { range: GpaRange::new(gpa, self.bytes()), host: self.hva(), backing, touch }
     }
 
     /// What the memory is made of.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use guest::*;
 use premap_address::{Gpa, PAGE_SIZE};
 use premap_kvm::Errno;
+use premap_kvm::Vcpu;
 use premap_kvm::abi::KVM_MEM_LOG_DIRTY_PAGES;
 use premap_softkvm::{GuestFault, Profile};
 
