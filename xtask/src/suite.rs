@@ -38,7 +38,9 @@ pub(crate) fn run(lines: &[Line]) -> Result<()> {
     };
     let tests = binaries::tests(&lab.directory, PACKAGES)?;
     let mut files = tests.clone();
-    files.extend(binaries::program(&lab.directory, "premap")?);
+    for program in ["premap", "conformance"] {
+        files.extend(binaries::program(&lab.directory, program)?);
+    }
 
     let machine = Machine::default();
     for kernel in &lab.kernels {

@@ -37,6 +37,8 @@ pub mod frames;
 mod mirror;
 mod page;
 mod protocol;
+mod roots;
+pub mod shadow;
 mod spin;
 mod sync;
 mod table;
@@ -51,7 +53,13 @@ pub use format::{Arm64Stage2, Ept, Format, Npt, SecureEpt, TracksUse};
 pub use frames::Arena;
 pub use frames::{FrameAllocator, Heap};
 pub use mirror::{Mirror, NoMirror};
+pub use roots::{RootRef, Roots, Zapped};
 pub use table::{
     AccessFault, Changed, Edges, Levels, Mapped, Obstacle, OutOfFrames, PageTable, Present, Stopped, Stretch,
     View,
 };
+
+/// The README's example, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

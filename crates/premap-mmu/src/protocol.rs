@@ -148,7 +148,8 @@ impl<'g, F: Format> Slot<'g, F> {
         self.word
             .compare_exchange(raw, raw | LOCK, Ordering::Acquire, Ordering::Relaxed)
             .is_ok()
-            .then_some(Locked { slot: self, value: raw })
+            // Not `then_some`: that would make a guard, and drop it, where the lock is another's.
+            .then(|| Locked { slot: self, value: raw })
     }
 
     /// Takes the entry's lock, spinning while another has it.

@@ -42,7 +42,7 @@ impl<T> Spin<T> {
         self.held
             .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
             .is_ok()
-            .then_some(Held { lock: self })
+            .then(|| Held { lock: self })
     }
 
     pub(crate) fn get_mut(&mut self) -> &mut T {

@@ -160,7 +160,7 @@ fn run(profile: Profile, quirk: bool, actions: &[Action]) -> Result<(), TestCase
             }
             Action::PreFault { vcpu, at, pages } => {
                 // In 6.12 a stale root would have it spin; what a VMM does there is to drop the root.
-                vcpus[vcpu].renew_root().unwrap();
+                vcpus[vcpu].renew_root().expect("a software root can always be renewed");
                 let backed = (at..at + pages).take_while(|page| model.find(*page).is_some()).count() as u64;
                 let (result, next, left) = pre_fault(&mut vcpus[vcpu], gpa(at).raw(), pages);
                 prop_assert_eq!(result.is_ok(), backed > 0);

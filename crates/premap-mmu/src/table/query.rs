@@ -38,6 +38,20 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         self.view().stretches(range, found);
     }
 
+    /// The address of the first leaf of a size at or after an address.
+    pub(crate) fn first_leaf_from(&self, gpa: Gpa, size: PageSize) -> Option<Gpa> {
+        let view = self.view();
+        let mut gpa = gpa;
+        while gpa < self.limit {
+            let position = self.locate(&view.guard, gpa, size.level());
+            if position.level == size.level() && state::<F>(position.raw, position.level) == State::Leaf {
+                return Some(position.base);
+            }
+            gpa = position.end();
+        }
+        None
+    }
+
     /// How many leaves map something of a range.
     #[must_use]
     pub fn query(&self, range: GpaRange) -> Leaves {

@@ -1,0 +1,205 @@
+//! Shadow paging: tables that hardware walks, built from tables that a guest wrote.
+//!
+//! A guest's own page tables (64-bit, four levels) lead from its virtual addresses to guest-physical ones; an L1 hypervisor's
+//! nested page tables, spelled alike, lead from its guest's physical addresses to its own. Either way the shadow leads from the
+//! same input to host frames: each of the guest's tables in use has a *shadow page*, filled on demand.
+//!
+//! ```text
+//!   guest:   root --> table --> table --> table --> gfn
+//!              |        |         |         |        |  the host's translation
+//!   shadow:  page --> page  --> page  --> page --> pfn
+//! ```
+//!
+//! **Protocol.** One lock covers everything, as in Linux, where the shadow MMU runs under the MMU lock held for writing. A guest
+//! table that is shadowed is *tracked*: every mapping of its frame is read-only, so a guest's write to it comes to the
+//! caller, who does the write and tells [`written`](ShadowMmu::written); what was built from the entry goes. Each frame that is mapped has a
+//! *reverse map* of the entries that map it, by which tracking and the host's own invalidations find them. Pages are
+//! limited in number: the oldest that is no root goes first, with all below it. A new *generation* makes all pages obsolete at once
+//! ([`invalidate_all`](ShadowMmu::invalidate_all)), and they are zapped in batches.
+//!
+//! **Guarantee.** A shadow leaf permits no more than the guest's tables did when it was built, all since unwritten, and than
+//! the host's translation; no writable leaf maps a tracked frame; no leaf outlives the [`unmap`](ShadowMmu::unmap) of its frame. What has gone is
+//! reused only after the caller has completed the [`Zap`], which is when it has flushed the TLBs.
+
+mod evict;
+mod fault;
+mod guest;
+mod pages;
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use premap_address::{Gfn, Gpa, Pfn};
+
+pub use evict::More;
+pub use fault::{Filled, ShadowFault};
+pub use guest::{GuestFault, GuestMemory};
+pub use pages::PageId;
+
+use crate::attributes::{Access, Mapping};
+use crate::format::Format;
+use crate::frames::FrameAllocator;
+use crate::spin::Spin;
+use pages::Pages;
+
+/// The shadow pages of one virtual machine, in the format that its processor walks.
+pub struct ShadowMmu<F: Format, A: FrameAllocator> {
+    pages: Spin<Pages<F>>,
+    frames: A,
+}
+
+/// A root that a vCPU walks from. It is given back by [`ShadowMmu::release`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ShadowRoot {
+    page: PageId,
+    generation: u64,
+}
+
+/// What has gone from the shadow tables: an owed flush, and frames that wait for it.
+#[must_use = "the frames come back only when the flush is completed"]
+pub struct Zap<'m, A: FrameAllocator> {
+    frames: &'m A,
+    gone: Gone,
+}
+
+/// What has gone so far in an operation.
+#[derive(Debug, Default)]
+pub(crate) struct Gone {
+    leaves: u64,
+    pages: Vec<Pfn>,
+    /// A leaf lost its permission to write.
+    narrowed: bool,
+}
+
+impl<A: FrameAllocator> fmt::Debug for Zap<'_, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Zap").field("gone", &self.gone).finish_non_exhaustive()
+    }
+}
+
+impl<A: FrameAllocator> Zap<'_, A> {
+    /// How many leaves have gone.
+    #[must_use]
+    pub fn leaves(&self) -> u64 {
+        self.gone.leaves
+    }
+
+    /// How many shadow pages have gone.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        self.gone.pages.len()
+    }
+
+    /// Whether a flush is owed.
+    #[must_use]
+    pub fn is_owed(&self) -> bool {
+        self.gone.leaves != 0 || !self.gone.pages.is_empty() || self.gone.narrowed
+    }
+
+    /// Runs `invalidate` if a flush is owed, and gives the frames back. A processor may hold any translation that came
+    /// from the shadow until `invalidate` returns: it flushes all of them.
+    pub fn complete(mut self, invalidate: impl FnOnce()) {
+        if self.is_owed() {
+            invalidate();
+        }
+        pages::free(self.frames, self.gone.pages.drain(..));
+    }
+}
+
+impl<F: Format, A: FrameAllocator> fmt::Debug for ShadowMmu<F, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShadowMmu").field("pages", &self.pages()).finish_non_exhaustive()
+    }
+}
+
+impl<F: Format, A: FrameAllocator> ShadowMmu<F, A> {
+    /// Makes an empty shadow of at most so many pages.
+    pub fn new(frames: A, limit: usize) -> Self {
+        Self { pages: Spin::new(Pages::new(limit)), frames }
+    }
+
+    /// How many shadow pages there are, obsolete ones included.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        self.pages.lock().len()
+    }
+
+    /// Whether the guest's frame holds a table that is shadowed.
+    #[must_use]
+    pub fn is_tracked(&self, gfn: Gfn) -> bool {
+        self.pages.lock().is_tracked(gfn)
+    }
+
+    /// The root for the guest's top-level table in this frame. A vCPU walks from it until it is released.
+    ///
+    /// # Errors
+    /// No shadow page is to be had: all are roots, or the allocator has no frame. What was evicted on the way comes along.
+    pub fn root(&self, table: Gfn) -> Result<(ShadowRoot, Zap<'_, A>), (ShadowFault, Zap<'_, A>)> {
+        let mut pages = self.pages.lock();
+        let mut gone = Gone::default();
+        let key = pages.key_of_table(table, 4);
+        match pages.get_or_make(key, &self.frames, None, &mut gone) {
+            Ok(page) => {
+                pages.hold(page);
+                Ok((ShadowRoot { page, generation: pages.generation() }, self.zap(gone)))
+            }
+            Err(fault) => Err((fault, self.zap(gone))),
+        }
+    }
+
+    /// Gives a root back. Its pages stay until they are evicted, so that a vCPU that comes back finds them.
+    pub fn release(&self, root: ShadowRoot) {
+        self.pages.lock().let_go(root.page);
+    }
+
+    /// The frame of the root's table, for the processor.
+    #[must_use]
+    pub fn frame(&self, root: ShadowRoot) -> Pfn {
+        self.pages.lock().frame(root.page)
+    }
+
+    /// Whether everything was invalidated since the root was had: the vCPU releases it and gets another.
+    #[must_use]
+    pub fn is_obsolete(&self, root: ShadowRoot) -> bool {
+        self.pages.lock().generation() != root.generation
+    }
+
+    /// Translates an access by the shadow alone, setting accessed and dirty as the processor would. `None` is a fault,
+    /// for [`fault`](Self::fault) to handle.
+    #[must_use]
+    pub fn access(&self, root: ShadowRoot, address: Gpa, access: Access) -> Option<Mapping<F>> {
+        self.pages.lock().access(root.page, address, access, &self.frames)
+    }
+
+    /// Tells that the guest's entry at this address was written (8 bytes, or part of them). What was built from it goes.
+    pub fn written(&self, gpa: Gpa) -> Zap<'_, A> {
+        let mut gone = Gone::default();
+        self.pages.lock().written(gpa, &self.frames, &mut gone);
+        self.zap(gone)
+    }
+
+    /// Takes a frame of the guest from every shadow leaf that maps it, since the host takes it away.
+    pub fn unmap(&self, gfn: Gfn) -> Zap<'_, A> {
+        let mut gone = Gone::default();
+        self.pages.lock().unmap(gfn, &self.frames, &mut gone);
+        self.zap(gone)
+    }
+
+    /// Takes the permission to write from every shadow leaf that maps a frame.
+    pub fn write_protect(&self, gfn: Gfn) -> Zap<'_, A> {
+        let mut gone = Gone::default();
+        self.pages.lock().write_protect(gfn, &self.frames, &mut gone);
+        self.zap(gone)
+    }
+
+    fn zap(&self, gone: Gone) -> Zap<'_, A> {
+        Zap { frames: &self.frames, gone }
+    }
+}
+
+impl<F: Format, A: FrameAllocator> Drop for ShadowMmu<F, A> {
+    fn drop(&mut self) {
+        let frames = self.pages.get_mut().all_frames();
+        pages::free(&self.frames, frames);
+    }
+}

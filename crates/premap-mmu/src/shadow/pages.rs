@@ -1,0 +1,352 @@
+//! Shadow pages, the links between them, and the reverse maps.
+// UNSAFETY: shadow pages live in frames of the caller's allocator, reached by number.
+#![expect(unsafe_code, reason = "shadow pages live in the caller's frames")]
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+use core::marker::PhantomData;
+
+use premap_address::{Gfn, Gpa, PageSize, Pfn};
+
+use super::{Gone, ShadowFault};
+use crate::attributes::{Access, Attributes, Mapping, Permissions};
+use crate::format::{Format, index};
+use crate::frames::FrameAllocator;
+use crate::page::{TablePage, WORDS};
+use crate::protocol::{leaf, touch};
+
+/// Names a shadow page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageId(usize);
+
+/// What makes two shadow pages the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    /// The guest's table, or for a direct page the first frame that it maps.
+    pub(super) gfn: Gfn,
+    pub(super) level: u8,
+    /// The guest has no table there: the page breaks up a larger leaf of the guest.
+    pub(super) direct: bool,
+    /// What the entries above permit. Only direct pages bake it into their leaves.
+    pub(super) permissions: u64,
+    pub(super) generation: u64,
+}
+
+struct ShadowPage {
+    key: Key,
+    frame: Pfn,
+    /// Entries that point to this page.
+    parents: Vec<(PageId, usize)>,
+    /// vCPUs that walk from it.
+    roots: usize,
+    /// Writes to the guest's table since the page was last used to fill something.
+    writes: u32,
+}
+
+/// What an entry of a shadow page holds, besides the word that the processor reads.
+#[derive(Clone, Copy)]
+enum Link {
+    Page(PageId),
+    Leaf(Gfn),
+}
+
+/// So many writes without a use make a table that is no longer one: its page goes.
+const FLOOD: u32 = 3;
+
+pub(crate) struct Pages<F> {
+    slots: Vec<Option<ShadowPage>>,
+    free: Vec<PageId>,
+    by_key: BTreeMap<Key, PageId>,
+    links: BTreeMap<(PageId, usize), Link>,
+    reverse: BTreeMap<Gfn, Vec<(PageId, usize)>>,
+    /// How many shadow pages each guest table has.
+    tracked: BTreeMap<Gfn, usize>,
+    /// Oldest first.
+    pub(super) age: VecDeque<PageId>,
+    generation: u64,
+    pub(super) limit: usize,
+    format: PhantomData<F>,
+}
+
+/// Gives frames back after the flush that they waited for.
+pub(super) fn free<A: FrameAllocator>(frames: &A, pages: impl IntoIterator<Item = Pfn>) {
+    for frame in pages {
+        // SAFETY: the frames were allocated from this allocator for shadow pages, are linked nowhere any more, and the
+        // caller has flushed what the processors held of them, or is dropping the shadow as a whole.
+        unsafe { frames.free(frame) }
+    }
+}
+
+impl<F: Format> Pages<F> {
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_key: BTreeMap::new(),
+            links: BTreeMap::new(),
+            reverse: BTreeMap::new(),
+            tracked: BTreeMap::new(),
+            age: VecDeque::new(),
+            generation: 0,
+            limit,
+            format: PhantomData,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.age.len()
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub(super) fn next_generation(&mut self) {
+        self.generation += 1;
+    }
+
+    pub(super) fn is_tracked(&self, gfn: Gfn) -> bool {
+        self.tracked.contains_key(&gfn)
+    }
+
+    pub(super) fn all_frames(&mut self) -> Vec<Pfn> {
+        self.slots.drain(..).flatten().map(|page| page.frame).collect()
+    }
+
+    /// The key of the page that shadows a guest's table.
+    pub(super) fn key_of_table(&self, gfn: Gfn, level: u8) -> Key {
+        let permissions = Permissions::ALL.bits();
+        Key { gfn, level, direct: false, permissions, generation: self.generation }
+    }
+
+    fn page(&self, id: PageId) -> &ShadowPage {
+        self.slots[id.0].as_ref().expect("ids name pages that live: links to a page go before it does")
+    }
+
+    fn page_mut(&mut self, id: PageId) -> &mut ShadowPage {
+        self.slots[id.0].as_mut().expect("ids name pages that live: links to a page go before it does")
+    }
+
+    pub(super) fn frame(&self, id: PageId) -> Pfn {
+        self.page(id).frame
+    }
+
+    /// A vCPU walks from the page.
+    pub(super) fn hold(&mut self, id: PageId) {
+        self.page_mut(id).roots += 1;
+    }
+
+    pub(super) fn let_go(&mut self, id: PageId) {
+        self.page_mut(id).roots -= 1;
+    }
+
+    pub(super) fn is_root(&self, id: PageId) -> bool {
+        self.page(id).roots != 0
+    }
+
+    pub(super) fn is_obsolete(&self, id: PageId) -> bool {
+        self.page(id).key.generation != self.generation
+    }
+
+    pub(super) fn table_of_root(&self, id: PageId) -> Gfn {
+        self.page(id).key.gfn
+    }
+
+    fn words<'a>(&self, id: PageId, frames: &'a impl FrameAllocator) -> &'a TablePage {
+        // SAFETY: the frame was allocated and initialised when the page was made, and is given back only after the page
+        // has gone from here; the caller holds the lock of all pages.
+        unsafe { frames.pointer(self.page(id).frame).as_ref() }
+    }
+
+    /// The page of a key, made if there is none; the oldest goes if there are too many. `keep` is not evicted, nor is
+    /// what leads to it.
+    pub(super) fn get_or_make(
+        &mut self,
+        key: Key,
+        frames: &impl FrameAllocator,
+        keep: Option<PageId>,
+        gone: &mut Gone,
+    ) -> Result<PageId, ShadowFault> {
+        if let Some(&id) = self.by_key.get(&key) {
+            self.page_mut(id).writes = 0;
+            return Ok(id);
+        }
+        while self.len() >= self.limit {
+            if !self.evict_oldest(frames, keep, gone) {
+                return Err(ShadowFault::OutOfPages);
+            }
+        }
+        let frame = frames.allocate().ok_or(ShadowFault::OutOfFrames)?;
+        // SAFETY: the frame was allocated just now and is linked nowhere.
+        unsafe { TablePage::initialise(frames.pointer(frame), F::ABSENT, 0, 0, |_| F::ABSENT) };
+        let page = ShadowPage { key, frame, parents: Vec::new(), roots: 0, writes: 0 };
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            PageId(self.slots.len() - 1)
+        });
+        self.slots[id.0] = Some(page);
+        self.by_key.insert(key, id);
+        self.age.push_back(id);
+        if !key.direct {
+            *self.tracked.entry(key.gfn).or_insert(0) += 1;
+            self.write_protect(key.gfn, frames, gone);
+        }
+        Ok(id)
+    }
+
+    /// The page that an entry points to.
+    pub(super) fn child(&self, id: PageId, entry: usize) -> Option<PageId> {
+        match self.links.get(&(id, entry))? {
+            Link::Page(child) => Some(*child),
+            Link::Leaf(_) => None,
+        }
+    }
+
+    /// The entries that point to a page.
+    pub(super) fn parents(&self, id: PageId) -> &[(PageId, usize)] {
+        &self.page(id).parents
+    }
+
+    /// The key of a page.
+    pub(super) fn key(&self, id: PageId) -> Key {
+        self.page(id).key
+    }
+
+    /// Points an empty entry to a page.
+    pub(super) fn link(&mut self, id: PageId, entry: usize, child: PageId, frames: &impl FrameAllocator) {
+        self.links.insert((id, entry), Link::Page(child));
+        self.page_mut(child).parents.push((id, entry));
+        leaf::install(self.words(id, frames).word(entry), F::table(self.page(child).frame));
+    }
+
+    /// Maps a leaf of 4 KiB in an empty entry.
+    pub(super) fn map(
+        &mut self,
+        id: PageId,
+        entry: usize,
+        (gfn, pfn): (Gfn, Pfn),
+        attributes: Attributes<F>,
+        frames: &impl FrameAllocator,
+    ) {
+        self.links.insert((id, entry), Link::Leaf(gfn));
+        self.reverse.entry(gfn).or_default().push((id, entry));
+        leaf::install(self.words(id, frames).word(entry), F::leaf(pfn, PageSize::Size4K, attributes));
+    }
+
+    /// Empties an entry. A page that it was the last to point to, and that is no root, goes with all below it.
+    pub(super) fn clear(&mut self, id: PageId, entry: usize, frames: &impl FrameAllocator, gone: &mut Gone) {
+        let Some(link) = self.links.remove(&(id, entry)) else { return };
+        leaf::install(self.words(id, frames).word(entry), F::ABSENT);
+        match link {
+            Link::Leaf(gfn) => {
+                gone.leaves += 1;
+                if let Some(entries) = self.reverse.get_mut(&gfn) {
+                    entries.retain(|own| *own != (id, entry));
+                    if entries.is_empty() {
+                        self.reverse.remove(&gfn);
+                    }
+                }
+            }
+            Link::Page(child) => {
+                let page = self.page_mut(child);
+                page.parents.retain(|own| *own != (id, entry));
+                gone.narrowed = true;
+                if page.parents.is_empty() && page.roots == 0 {
+                    self.zap(child, frames, gone);
+                }
+            }
+        }
+    }
+
+    /// Takes a page out, with everything below that nothing else points to. A root is emptied and stays.
+    pub(super) fn zap(&mut self, id: PageId, frames: &impl FrameAllocator, gone: &mut Gone) {
+        for entry in 0..WORDS {
+            self.clear(id, entry, frames, gone);
+        }
+        if self.is_root(id) {
+            return;
+        }
+        for (parent, entry) in core::mem::take(&mut self.page_mut(id).parents) {
+            self.links.remove(&(parent, entry));
+            leaf::install(self.words(parent, frames).word(entry), F::ABSENT);
+        }
+        let Some(page) = self.slots[id.0].take() else { return };
+        self.by_key.remove(&page.key);
+        self.age.retain(|own| *own != id);
+        self.free.push(id);
+        if !page.key.direct
+            && let Some(count) = self.tracked.get_mut(&page.key.gfn)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.tracked.remove(&page.key.gfn);
+            }
+        }
+        gone.pages.push(page.frame);
+    }
+
+    pub(super) fn written(&mut self, gpa: Gpa, frames: &impl FrameAllocator, gone: &mut Gone) {
+        if !self.is_tracked(gpa.frame()) {
+            return;
+        }
+        let entry = (gpa.page_offset() / 8) as usize;
+        let shadows: Vec<PageId> = self
+            .age
+            .iter()
+            .copied()
+            .filter(|id| self.key(*id).gfn == gpa.frame() && !self.key(*id).direct)
+            .collect();
+        for id in shadows {
+            // Zapping one can take another along.
+            if self.slots[id.0].is_none() {
+                continue;
+            }
+            self.page_mut(id).writes += 1;
+            if self.page(id).writes >= FLOOD && !self.is_root(id) {
+                self.zap(id, frames, gone);
+            } else {
+                self.clear(id, entry, frames, gone);
+            }
+        }
+    }
+
+    pub(super) fn unmap(&mut self, gfn: Gfn, frames: &impl FrameAllocator, gone: &mut Gone) {
+        for (id, entry) in self.reverse.get(&gfn).cloned().unwrap_or_default() {
+            self.clear(id, entry, frames, gone);
+        }
+    }
+
+    pub(super) fn write_protect(&mut self, gfn: Gfn, frames: &impl FrameAllocator, gone: &mut Gone) {
+        for &(id, entry) in self.reverse.get(&gfn).into_iter().flatten() {
+            let word = self.words(id, frames).word(entry);
+            let (old, new) = leaf::change(word, |raw| F::write_protected(raw));
+            gone.narrowed |= old != new;
+        }
+    }
+
+    pub(super) fn access(
+        &self,
+        root: PageId,
+        address: Gpa,
+        access: Access,
+        frames: &impl FrameAllocator,
+    ) -> Option<Mapping<F>> {
+        let mut id = root;
+        for level in (2..=4).rev() {
+            id = self.child(id, index(address, level))?;
+        }
+        let word = self.words(id, frames).word(index(address, 1));
+        loop {
+            let raw = leaf::load(word);
+            let touched = F::is_present(raw).then(|| F::touch(raw, access)).flatten()?;
+            if touched == raw || touch(word, raw, touched) {
+                return Some(Mapping {
+                    gpa: address.align_down(PageSize::Size4K),
+                    pfn: F::frame(touched, PageSize::Size4K),
+                    page_size: PageSize::Size4K,
+                    attributes: F::attributes(touched, PageSize::Size4K),
+                });
+            }
+        }
+    }
+}
