@@ -1,8 +1,9 @@
-//! The one entry for developers: test, lab, conformance, bench.
+//! The one entry for developers: test, lab, exec-check, conformance, bench.
 
 mod acceptance;
 mod bench;
 mod conformance;
+mod exec_check;
 mod lab;
 mod packages;
 mod suite;
@@ -19,6 +20,8 @@ use clap::Parser;
 enum Task {
     /// Run a command in a virtual machine whose kernel has KVM with nested paging
     Lab(lab::Options),
+    /// Boot Linux in an unchanged QEMU, with and without premap exec, and compare
+    ExecCheck(exec_check::Options),
     /// Compare the software KVM with a real kernel, scenario by scenario
     Conformance(conformance::Options),
     /// Run a benchmark
@@ -30,6 +33,7 @@ enum Task {
 fn main() -> ExitCode {
     match Task::parse() {
         Task::Lab(options) => lab::run_command(options),
+        Task::ExecCheck(options) => exec_check::run_command(&options),
         Task::Conformance(options) => conformance::run(options),
         Task::Bench(options) => bench::run(&options),
         Task::Test(options) => test::run(&options),

@@ -1,7 +1,8 @@
-//! The premap command: run, doctor, td.
+//! The premap command: run, exec, doctor, td.
 
 mod backend;
 mod doctor;
+mod exec;
 mod failure;
 mod first_touch;
 mod host_memory;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     };
     let done = match &options.command {
         Command::Run(options) => run::run(options),
+        Command::Exec(options) => exec::run(options),
         Command::Doctor(options) => doctor::run(*options),
         Command::Td(options) => td::run(options),
     };

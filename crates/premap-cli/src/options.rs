@@ -8,6 +8,7 @@ use premap_address::PAGE_SIZE;
 use premap_guest::{Access, Backing, Order};
 use premap_softkvm::Profile;
 
+use crate::exec::Exec;
 use crate::size::{Size, duration};
 use crate::td::Td;
 
@@ -29,6 +30,8 @@ pub(crate) struct Options {
 pub(crate) enum Command {
     /// Map a small guest's memory by each strategy, let the guest touch it, and compare the costs
     Run(Run),
+    /// Run a VMM, as it is, and map its guest's memory before the guest runs
+    Exec(Exec),
     /// Say what this host can do, and what to change where it can't
     Doctor(Doctor),
     /// Work with TDX guests: what their firmware measures to
@@ -149,7 +152,7 @@ impl From<Ordering> for Order {
     }
 }
 
-fn pages(text: &str) -> Result<Size, String> {
+pub(crate) fn pages(text: &str) -> Result<Size, String> {
     match text.parse()? {
         Size(0) => Err("nothing to map; give 4K or more, as 512M".to_owned()),
         Size(bytes) if !bytes.is_multiple_of(PAGE_SIZE) => {

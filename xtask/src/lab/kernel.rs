@@ -46,7 +46,7 @@ impl std::fmt::Display for Line {
 }
 
 impl Line {
-    fn takes(&self, release: &str) -> bool {
+    pub(crate) fn takes(&self, release: &str) -> bool {
         match self {
             Self::Latest => true,
             Self::Series(series) => {

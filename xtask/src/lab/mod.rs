@@ -24,6 +24,7 @@ pub(crate) mod initramfs;
 pub(crate) mod kernel;
 pub(crate) mod machine;
 mod modules;
+pub(crate) mod nested;
 mod qemu;
 mod sources;
 mod stream;
@@ -55,7 +56,7 @@ pub(crate) struct Lab {
     pub(crate) directory: PathBuf,
     /// A kernel for each line that was asked for, in that order.
     pub(crate) kernels: Vec<Kernel>,
-    qemu: Qemu,
+    pub(crate) qemu: Qemu,
     busybox: PathBuf,
 }
 

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::apt::{Apt, Origin, fresh_directory};
 use super::note;
 
-const PROGRAM: &str = "qemu-system-x86_64";
+pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
 const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
 /// Before this version, emulated processors in threads of their own crashed guest kernels that patch their text.
@@ -74,6 +74,16 @@ impl Qemu {
             command.arg("-L").arg(root.join(firmware));
         }
         command
+    }
+
+    /// Where the packages were unpacked; `None` for the system's own.
+    pub(super) fn root(&self) -> Option<&Path> {
+        self.root.as_deref()
+    }
+
+    /// The version, as its first two numbers.
+    pub(crate) fn version(&self) -> (u32, u32) {
+        self.version
     }
 
     /// The accelerator's argument: processors in parallel where that is safe.

@@ -1,0 +1,57 @@
+//! The library that `premap exec` preloads into a VMM: it watches the VMM make its VM, and maps the VM's memory before
+//! the guest runs. The VMM is not changed and is not told.
+//!
+//! ```text
+//!   VMM's threads                                       premap's threads
+//!     ioctl(KVM_...)  ──> interpose ──> watch              |
+//!       slots, vCPUs are noted            |                |
+//!       KVM_RUN: is mapping due? ─────────┴── ask ──> task: memory ──> plan ──> engine ──> report
+//!         waits until it is done <─────────────────────────┘
+//!         passes on to the kernel
+//! ```
+//!
+//! # What it promises the VMM
+//!
+//! - **Nothing is added to a process that makes no VM**: one comparison of the request number for each `ioctl`, one load
+//!   for each `close`. Threads are started at the first call that only KVM's users make.
+//! - **Every call reaches the kernel once**, as it was made, and its result and errno come back as the kernel gave them.
+//! - **Nothing here ends the VMM.** Where something fails, one line on stderr says so and the library steps aside: the VM
+//!   runs as it would without. No panic leaves the library.
+//! - **VMs are not kept alive.** Descriptors are duplicated for the time of one run and closed.
+//! - **Forks are followed.** A child has its parent's environment, so its own programs are watched; a child's state
+//!   starts empty, since a parent's VM is of no use in a child (KVM says EIO).
+//!
+//! # When it maps
+//!
+//! `phase` has the rules: at the VM's first `KVM_RUN`, and again once the slots have come to rest after a change, since
+//! deleting a slot throws the VM's mappings away.
+//!
+//! # Seccomp
+//!
+//! A filter may kill a process for a call that it does not list, and VMMs confine their threads, often after opening
+//! `/dev/kvm`. So all that a filter might not know is done on threads started before (`helper`), and threads of the VMM
+//! only take locks and wait. `seccomp` says how confinement is noticed without risking a call.
+//!
+//! # What it does not see
+//!
+//! Calls that do not go through the C library's `ioctl`: statically linked VMMs, and programs that make the system call
+//! themselves, as Rust's rustix does. VMMs on kvm-ioctls or on libc do not. What a process counted is lost when it ends by a signal or by `_exit`.
+
+mod descriptors;
+mod events;
+mod helper;
+mod interpose;
+mod kvm;
+mod maps;
+mod memory;
+mod next;
+mod phase;
+mod present;
+mod process;
+mod request;
+mod say;
+mod seccomp;
+mod signals;
+mod task;
+mod vms;
+mod watch;

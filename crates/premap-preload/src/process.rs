@@ -1,0 +1,148 @@
+//! What the library knows of the process that it is in, and whether it still does anything.
+//!
+//! The state lies behind one pointer in a page that the kernel wipes in a child (`MADV_WIPEONFORK`). So a child, made in
+//! whatever way, starts with nothing: not with a lock that another thread held at the fork, nor with a helper that only
+//! the parent has.
+// UNSAFETY: a page of the library's own, pointers in it, and a function to be called at exit.
+#![expect(unsafe_code, reason = "state that a fork wipes")]
+
+use std::any::Any;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use premap_exec_settings::{self as settings, Settings};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+
+use crate::events::Journal;
+use crate::helper::{Helper, WhenConfined};
+use crate::say::say;
+use crate::seccomp::{self, Look};
+use crate::vms::Vms;
+use crate::watch;
+
+/// Set once the library does nothing any more.
+static ASIDE: AtomicBool = AtomicBool::new(false);
+/// The page; null until the first use.
+static PAGE: AtomicPtr<AtomicPtr<Process>> = AtomicPtr::new(ptr::null_mut());
+
+/// The state of this process.
+pub(crate) struct Process {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) journal: Arc<Journal>,
+    /// Runs the engine.
+    pub(crate) mapper: Helper,
+    /// Does what is quick, also while the other is at work.
+    pub(crate) clerk: Helper,
+    vms: Mutex<Vms>,
+    /// A run has ended.
+    pub(crate) turned: Condvar,
+}
+
+impl Process {
+    /// The VMs. Nothing slow is done while this is held.
+    pub(crate) fn vms(&self) -> MutexGuard<'_, Vms> {
+        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start() -> Result<Self, String> {
+        let settings = match std::env::var(settings::VARIABLE) {
+            Err(std::env::VarError::NotPresent) => Settings::default(),
+            Err(error) => return Err(format!("{}: {error}", settings::VARIABLE)),
+            Ok(text) => Settings::decode(&text)
+                .map_err(|error| format!("{} is not of this version: {error}", settings::VARIABLE))?,
+        };
+        let when_confined = match settings.seccomp {
+            settings::Seccomp::StepAside => WhenConfined::Refuse,
+            settings::Seccomp::Trust => WhenConfined::Work,
+        };
+        if when_confined == WhenConfined::Refuse && Look::new().is_confined() == Some(true) {
+            return Err(confined());
+        }
+        // What the library's own panics say, they say in one line.
+        std::panic::set_hook(Box::new(|_| {}));
+        let journal = Arc::new(Journal::open(settings.report.as_ref()));
+        let start =
+            || Helper::start(when_confined).map_err(|error| format!("cannot start a thread: {error}"));
+        let (mapper, clerk) = (start()?, start()?);
+        let (vms, turned) = Default::default();
+        Ok(Self { settings: Arc::new(settings), journal, mapper, clerk, vms, turned })
+    }
+}
+
+/// Why a confined process is left alone, and the ways out.
+pub(crate) fn confined() -> String {
+    format!(
+        "this process is confined by seccomp, and its filter might kill it for what mapping takes. If the filter \
+         allows {}, say --seccomp trust",
+        seccomp::NEEDED
+    )
+}
+
+/// The state, if this process has any.
+pub(crate) fn current() -> Option<&'static Process> {
+    // SAFETY: the pointer is null or to a page that is never unmapped and holds one aligned pointer.
+    let cell = unsafe { PAGE.load(Ordering::Acquire).as_ref() }?;
+    // SAFETY: the pointer is null, or came from a box that is never freed.
+    unsafe { cell.load(Ordering::Acquire).as_ref() }
+}
+
+/// The state, made if there is none. Where that fails, the library steps aside.
+pub(crate) fn begin() -> Option<&'static Process> {
+    if let Some(process) = current() {
+        return Some(process);
+    }
+    let cell = cell().map_err(|errno| step_aside(&format!("no memory: {errno}"))).ok()?;
+    let process = Process::start().map_err(|error| step_aside(&error)).ok()?;
+    let own = Box::into_raw(Box::new(process));
+    if cell.compare_exchange(ptr::null_mut(), own, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        // Another thread was faster.
+        // SAFETY: the pointer is our box's, and nobody else has it.
+        drop(unsafe { Box::from_raw(own) });
+    } else {
+        // SAFETY: the function takes nothing, lives as long as the process, and lets no panic out.
+        unsafe { libc::atexit(at_exit) };
+    }
+    current()
+}
+
+extern "C" fn at_exit() {
+    // At this point nothing can be told or done about a panic.
+    let _ = std::panic::catch_unwind(watch::exiting);
+}
+
+/// The page's one cell.
+fn cell() -> Result<&'static AtomicPtr<Process>, premap_kvm::Errno> {
+    if PAGE.load(Ordering::Acquire).is_null() {
+        let flags = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let page = unsafe { mmap_anonymous(ptr::null_mut(), 4096, flags, MapFlags::PRIVATE) }?;
+        // SAFETY: the page is ours and private, so that it can be wiped.
+        unsafe { madvise(page, 4096, Advice::LinuxWipeOnFork) }?;
+        // A page that loses the race stays, unused.
+        let _ = PAGE.compare_exchange(ptr::null_mut(), page.cast(), Ordering::AcqRel, Ordering::Acquire);
+    }
+    // SAFETY: the page is never unmapped, is aligned, and its zeros are a null pointer.
+    unsafe { PAGE.load(Ordering::Acquire).as_ref() }.ok_or(premap_kvm::Errno::NOMEM)
+}
+
+/// Whether the library does nothing any more.
+pub(crate) fn stepped_aside() -> bool {
+    ASIDE.load(Ordering::Relaxed)
+}
+
+/// Does nothing from now on, and says why, once.
+pub(crate) fn step_aside(why: &str) {
+    if !ASIDE.swap(true, Ordering::Relaxed) {
+        say(&format!("the VM runs without pre-mapping: {why}"));
+    }
+    if let Some(process) = current() {
+        process.turned.notify_all();
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_owned())
+}

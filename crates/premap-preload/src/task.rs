@@ -1,0 +1,231 @@
+//! One run, on the library's own thread: from the slots to the report.
+
+use std::ops::Range;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use premap::{Budget, Engine, Plan, Region, Report, Stage, Stages, Stop};
+use premap_exec_settings::{Settings, Strategy, Voice};
+use premap_kvm::linux;
+
+use crate::events::{Event, Journal};
+use crate::kvm::{self, Counters, Role};
+use crate::memory::{self, Left, Slot};
+use crate::say::say;
+use crate::vms::Count;
+use crate::{maps, present};
+
+/// What a run is to do.
+pub(crate) struct Task {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) vm: u32,
+    pub(crate) run: u32,
+    pub(crate) fd: RawFd,
+    pub(crate) vcpus: Vec<RawFd>,
+    pub(crate) counters: Vec<Arc<Counters>>,
+    pub(crate) slots: Vec<Slot>,
+    /// What earlier runs mapped.
+    pub(crate) before: Mapped,
+    pub(crate) stop: Stop,
+}
+
+/// What runs have mapped so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Mapped {
+    /// Where in this process the memory lies, in ascending order.
+    populated: Vec<Range<u64>>,
+    /// Whether the guest's addresses were mapped too. Otherwise a change of slots costs nothing that was mapped.
+    second: bool,
+}
+
+/// The stages of a strategy, if it has any.
+pub(crate) fn stages(strategy: Strategy) -> Option<Stages> {
+    match strategy {
+        Strategy::TwoStage => Some(Stages::Both),
+        Strategy::HostOnly => Some(Stages::Host),
+        Strategy::SecondOnly => Some(Stages::Second),
+        Strategy::None => None,
+    }
+}
+
+impl Task {
+    /// Maps the slots' memory, and tells of it.
+    ///
+    /// # Errors
+    /// Why nothing could be mapped.
+    pub(crate) fn perform(self) -> Result<Mapped, String> {
+        let areas = maps::read().map_err(|error| format!("cannot read the address space: {error}"))?;
+        let found = memory::find(self.slots.iter().copied(), &areas);
+        let regions = memory::narrow(found.regions, |range| self.before.missing(range))
+            .map_err(|errno| format!("cannot tell what memory is present: {errno}"))?;
+        if regions.is_empty() && self.run > 1 {
+            return Ok(self.before);
+        }
+        let faults = self.counters.iter().map(|counters| Count::read(counters)).reduce(Count::plus);
+        let host: Vec<_> = regions.iter().map(host_range).collect();
+        let report = self.run(regions)?;
+        self.tell(&found.left, faults.unwrap_or_default().faults, &report);
+        let second = report.second.mapped > 0;
+        // What a stopped run did not get to is as new to the next one.
+        Ok(if self.stop.is_stopped() { self.before } else { self.before.and(host, second) })
+    }
+
+    fn run(&self, regions: Vec<Region>) -> Result<Report, String> {
+        let Some(stages) = stages(self.settings.strategy) else { return Ok(Report::default()) };
+        let plan = Plan::new(regions).map_err(|error| error.to_string())?;
+        let plan = match self.settings.chunk {
+            Some(chunk) => plan.with_chunk(chunk).map_err(|error| error.to_string())?,
+            None => plan,
+        };
+        let gone = |errno| format!("the VM's descriptors are gone: {errno}");
+        let vm = linux::Vm::new(kvm::duplicate(self.fd, Role::Vm).map_err(gone)?);
+        let mut vcpus = Vec::new();
+        for fd in &self.vcpus {
+            match kvm::duplicate(*fd, Role::Vcpu) {
+                Ok(fd) => vcpus.push(linux::Vcpu::new(fd)),
+                // The others will do, if there are any.
+                Err(errno) if vcpus.is_empty() && self.vcpus.len() == 1 => return Err(gone(errno)),
+                Err(_) => {}
+            }
+        }
+        let deadline =
+            self.settings.deadline_ns.and_then(|ns| Instant::now().checked_add(Duration::from_nanos(ns)));
+        let mut engine = Engine::new().vm(&vm).stages(stages).stop(&self.stop);
+        engine = engine.budget(Budget { bytes: None, deadline });
+        if let Some(threads) = self.settings.host_threads {
+            engine = engine.host_threads(threads);
+        }
+        engine.run(&plan, &mut vcpus).map_err(|error| error.to_string())
+    }
+
+    fn tell(&self, left: &[Left], faults: Option<u64>, report: &Report) {
+        let Self { vm, run, slots, .. } = self;
+        self.journal.write(&Event::Mapped {
+            vm: *vm,
+            run: *run,
+            vcpus: self.vcpus.len(),
+            faults,
+            slots,
+            left,
+            report,
+        });
+        let mib = |bytes: u64| bytes >> 20;
+        if self.settings.voice == Voice::Everything {
+            say(&format!(
+                "VM {vm}, run {run}: {} MiB of {} present on the host, {} MiB mapped in the guest, in {} ms",
+                mib(report.host.mapped),
+                mib(report.asked),
+                mib(report.second.mapped),
+                report.wall_ns / 1_000_000
+            ));
+        }
+        // What was asked for once is complained of once.
+        if let Some(shortfall) = shortfall(report).filter(|_| *run == 1) {
+            say(&format!("VM {vm}: {shortfall}"));
+        }
+    }
+}
+
+/// What a user should know who asked for everything to be mapped.
+fn shortfall(report: &Report) -> Option<String> {
+    if let Some(why) = report.second.unsupported {
+        return Some(format!("the guest's addresses are not mapped ahead, only the host's pages: {why}"));
+    }
+    let failed = report.host.failed + report.second.failed;
+    let why = report.unmapped.iter().find(|lost| lost.reason.fate() == premap::Fate::Failed)?;
+    let stage = match why.stage {
+        Stage::Host => "host",
+        Stage::Second => "second",
+    };
+    Some(format!(
+        "{failed} bytes could not be mapped; the first at gpa {}, {stage} stage: {}",
+        why.range, why.reason
+    ))
+}
+
+impl Mapped {
+    /// What was mapped, with what another run has mapped.
+    fn and(mut self, host: Vec<Range<u64>>, second: bool) -> Self {
+        self.populated.extend(host);
+        Self { populated: merged(self.populated), second }
+    }
+
+    /// The parts of a host range that another run has to map: of memory that was mapped before, what is present still,
+    /// and of new memory, all.
+    fn missing(&self, range: Range<u64>) -> Result<Vec<Range<u64>>, premap_kvm::Errno> {
+        let mut parts = Vec::new();
+        let mut at = range.start;
+        for known in self.populated.iter().filter(|known| known.end > range.start && known.start < range.end)
+        {
+            if known.start > at {
+                parts.push(at..known.start);
+            }
+            let part = at.max(known.start)..range.end.min(known.end);
+            at = part.end;
+            if self.second {
+                parts.extend(present::present(part)?);
+            }
+        }
+        if at < range.end {
+            parts.push(at..range.end);
+        }
+        Ok(parts)
+    }
+}
+
+fn host_range(region: &Region) -> Range<u64> {
+    region.host.raw()..region.host.raw() + region.range.bytes()
+}
+
+/// The ranges in ascending order, those that touch made one.
+fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut merged: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match merged.last_mut().filter(|last| last.end >= range.start) {
+            Some(last) => last.end = last.end.max(range.end),
+            None => merged.push(range),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_touch_or_overlap_are_one() {
+        assert_eq!(merged(vec![4..6, 0..2, 2..3, 5..9, 12..13]), [0..3, 4..9, 12..13]);
+    }
+
+    #[test]
+    fn new_memory_is_taken_whole_and_known_memory_only_for_the_second_stage() {
+        let one = |range: Range<u64>| std::iter::once(range).collect::<Vec<_>>();
+        assert_eq!(Mapped::default().missing(0x1000..0x5000).unwrap(), one(0x1000..0x5000));
+        let host_only = Mapped { populated: one(0x2000..0x3000), second: false };
+        assert_eq!(host_only.missing(0x1000..0x5000).unwrap(), [0x1000..0x2000, 0x3000..0x5000]);
+        // Known memory that is not present any more is not made present again.
+        let both = Mapped { populated: one(0x2000..0x3000), second: true };
+        match both.missing(0x1000..0x5000) {
+            Ok(parts) => assert_eq!(parts, [0x1000..0x2000, 0x3000..0x5000]),
+            Err(errno) => eprintln!("skipped: this kernel has no PAGEMAP_SCAN: {errno}"),
+        }
+    }
+
+    #[test]
+    fn what_runs_map_adds_up() {
+        let mapped = Mapped::default().and(vec![4..6, 0..2], true).and(vec![2..4, 8..9], false);
+        assert_eq!((mapped.populated, mapped.second), (vec![0..6, 8..9], false));
+    }
+
+    #[test]
+    fn a_shortfall_names_the_cause() {
+        let mut report = Report::default();
+        assert_eq!(shortfall(&report), None);
+        report.second.unsupported = Some(premap::Unsupported::NotInKernel);
+        assert!(shortfall(&report).unwrap().contains("6.11"));
+    }
+}

@@ -1,0 +1,317 @@
+//! What is done before and after the VMM's calls.
+//!
+//! Lock order: there is one lock, the VMs', and nothing that may wait for another thread is done under it. A thread that
+//! is in here already, and comes again from a signal handler, passes.
+// UNSAFETY: reads the struct that a call's argument points to, after the kernel has read it.
+#![expect(unsafe_code, reason = "the argument of an ioctl that succeeded")]
+
+use std::cell::Cell;
+use std::ffi::{c_int, c_void};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use premap::Stop;
+use premap_exec_settings::Strategy;
+use premap_kvm::abi::kvm_userspace_memory_region;
+
+use crate::descriptors;
+use crate::events::Event;
+use crate::helper::Undone;
+use crate::kvm::{self, Counters, Role};
+use crate::memory::Slot;
+use crate::phase::{Change, End, Entry, Timing};
+use crate::process::{self, Process};
+use crate::request::Request;
+use crate::say::say;
+use crate::task::Task;
+use crate::vms::{Count, Vm, Vms};
+
+/// Whether any VM's entries must be asked about. `KVM_RUN` looks at nothing else.
+static DUE: AtomicBool = AtomicBool::new(false);
+
+/// How long something that is only told may hold the VMM up.
+const TELLING_LIMIT: Duration = Duration::from_secs(2);
+/// How long a thread waits before it looks again whether the library has stepped aside.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+thread_local! {
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What `before` has to tell `after`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Before {
+    #[default]
+    Nothing,
+    /// A slot of the VM of this number is about to change.
+    Changing(u32),
+}
+
+/// Whether an entry to the guest must be asked about.
+pub(crate) fn is_mapping_due() -> bool {
+    DUE.load(Ordering::Relaxed)
+}
+
+/// Does what comes before a call.
+pub(crate) fn before(request: Request, fd: RawFd) -> Before {
+    once(|| match request {
+        Request::Begin | Request::CreateVm => {
+            process::begin();
+            Before::Nothing
+        }
+        Request::CreateVcpu => Before::Nothing,
+        Request::SetRegion => process::current().map_or(Before::Nothing, |process| changing(process, fd)),
+        Request::Run => {
+            match process::current() {
+                Some(process) => entering(process, fd),
+                // A child: what was due was its parent's.
+                None => DUE.store(false, Ordering::Relaxed),
+            }
+            Before::Nothing
+        }
+    })
+}
+
+/// Does what comes after a call. Where `value` says that it succeeded, `argument` is valid for it.
+pub(crate) fn after(before: Before, request: Request, fd: RawFd, value: c_int, argument: *mut c_void) {
+    once(|| {
+        let Some(process) = process::current() else { return };
+        match request {
+            Request::CreateVm if value >= 0 => created_vm(process, value, argument.addr()),
+            Request::CreateVcpu if value >= 0 => created_vcpu(process, fd, value),
+            Request::SetRegion => {
+                if let Before::Changing(vm) = before {
+                    // SAFETY: the kernel has read a struct that begins with these fields from there, just now.
+                    let region = (value == 0)
+                        .then(|| unsafe { argument.cast::<kvm_userspace_memory_region>().read_unaligned() });
+                    changed(process, vm, region);
+                }
+            }
+            _ => {}
+        }
+    });
+}
+
+/// Does what comes before a watched descriptor is closed.
+pub(crate) fn closing(fd: RawFd) {
+    descriptors::forget(fd);
+    once(|| {
+        let Some(process) = process::current() else { return };
+        let mut vms = process.vms();
+        for role in [Role::Vm, Role::Vcpu] {
+            if let Some(vm) = vms.of(fd, role) {
+                vm.stop.stop();
+            }
+        }
+        if let Some((number, vcpu)) = vms.forget(fd) {
+            drop(vms);
+            let count = vcpu.counters.and_then(|counters| {
+                process.clerk.ask(Some(TELLING_LIMIT), move || Count::read(&counters)).ok()
+            });
+            vms = process.vms();
+            if let Some(vm) = vms.numbered(number) {
+                vm.count = vm.count.plus(count.unwrap_or_default());
+            }
+        }
+        let closed = vms.take_closed();
+        settle(process, vms);
+        tell_ended(process, closed);
+    });
+}
+
+/// Does what comes at the process's exit.
+pub(crate) fn exiting() {
+    once(|| {
+        let Some(process) = process::current().filter(|_| !process::stepped_aside()) else { return };
+        let mut vms = process.vms();
+        let all = vms.take_all();
+        all.iter().for_each(|vm| vm.stop.stop());
+        settle(process, vms);
+        tell_ended(process, all);
+    });
+}
+
+fn once<T: Default>(work: impl FnOnce() -> T) -> T {
+    struct Leave;
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            INSIDE.set(false);
+        }
+    }
+    if INSIDE.replace(true) {
+        return T::default();
+    }
+    let _leave = Leave;
+    work()
+}
+
+fn created_vm(process: &Process, fd: RawFd, machine_type: usize) {
+    // On x86 a VM of another type than the default has memory that its launch maps; it is only looked at. Elsewhere the
+    // type has the width of guest addresses.
+    let by_launch = cfg!(target_arch = "x86_64") && machine_type != 0;
+    let timing = match process.settings.strategy {
+        Strategy::None => Timing::never(),
+        _ if by_launch => Timing::never(),
+        _ => Timing::new(Duration::from_nanos(process.settings.follow_ns)),
+    };
+    descriptors::watch(fd);
+    let mut vms = process.vms();
+    vms.add(fd, timing);
+    settle(process, vms);
+}
+
+fn created_vcpu(process: &Process, vm_fd: RawFd, fd: RawFd) {
+    let counters = process.journal.is_open().then(|| {
+        let opened = process.clerk.ask(Some(TELLING_LIMIT), move || {
+            kvm::duplicate(fd, Role::Vcpu).and_then(Counters::open).ok().map(Arc::new)
+        });
+        opened.ok().flatten()
+    });
+    let mut vms = find(process, vm_fd, Role::Vm);
+    if let Some(number) = vms.of(vm_fd, Role::Vm).map(|vm| vm.number) {
+        descriptors::watch(fd);
+        vms.add_vcpu(number, fd, counters.flatten());
+    }
+}
+
+fn changing(process: &Process, fd: RawFd) -> Before {
+    let mut vms = find(process, fd, Role::Vm);
+    while let Some(vm) = vms.of(fd, Role::Vm) {
+        if !vm.timing.is_mapping() || process::stepped_aside() {
+            vm.timing.changing();
+            return Before::Changing(vm.number);
+        }
+        // The kernel would keep the change waiting until the call under way has ended, and before 6.18 that call
+        // might not end.
+        vm.stop.stop();
+        vms = wait(process, vms);
+    }
+    Before::Nothing
+}
+
+fn changed(process: &Process, number: u32, region: Option<kvm_userspace_memory_region>) {
+    let mut vms = process.vms();
+    if let Some(vm) = vms.numbered(number) {
+        let moved = region.is_some_and(|region| {
+            vm.set(Slot {
+                slot: region.slot,
+                flags: region.flags,
+                gpa: region.guest_phys_addr,
+                bytes: region.memory_size,
+                host: region.userspace_addr,
+            })
+        });
+        vm.timing.changed(if moved { Change::Slots } else { Change::Nothing }, Instant::now());
+    }
+    settle(process, vms);
+}
+
+fn entering(process: &Process, fd: RawFd) {
+    let mut vms = find(process, fd, Role::Vcpu);
+    while let Some(vm) = vms.of(fd, Role::Vcpu) {
+        match vm.enter(fd, Instant::now()) {
+            Entry::Wait if !process::stepped_aside() => vms = wait(process, vms),
+            Entry::Wait | Entry::Pass => break,
+            Entry::Map => {
+                let (number, task) = (vm.number, task(process, vm, fd));
+                drop(vms);
+                map(process, number, task);
+                vms = process.vms();
+            }
+        }
+    }
+}
+
+fn task(process: &Process, vm: &mut Vm, entering: RawFd) -> Option<Task> {
+    vm.stop = Stop::new();
+    Some(Task {
+        settings: Arc::clone(&process.settings),
+        journal: Arc::clone(&process.journal),
+        vm: vm.number,
+        run: vm.timing.runs(),
+        fd: vm.fds.first().copied()?,
+        vcpus: vm.lend(entering),
+        counters: vm.vcpus.iter().filter_map(|vcpu| vcpu.counters.clone()).collect(),
+        slots: vm.slots.values().copied().collect(),
+        before: vm.mapped.clone(),
+        stop: vm.stop.clone(),
+    })
+}
+
+/// Has a VM mapped, and whatever comes of it, lets its vCPUs go on.
+fn map(process: &Process, number: u32, task: Option<Task>) {
+    let done = task.map(|task| process.mapper.ask(None, move || task.perform()));
+    let mut vms = process.vms();
+    if let Some(vm) = vms.numbered(number) {
+        vm.timing.ended(if vm.stop.is_stopped() { End::Stopped } else { End::Done });
+        if let Some(Ok(Ok(mapped))) = &done {
+            vm.mapped = mapped.clone();
+        }
+    }
+    settle(process, vms);
+    match done {
+        Some(Ok(Err(error))) => say(&format!("VM {number} is not mapped: {error}")),
+        Some(Err(Undone::Confined)) => process::step_aside(&process::confined()),
+        Some(Err(Undone::Panicked(text))) => {
+            process::step_aside(&format!("an error of premap's own: {text}"))
+        }
+        Some(Ok(Ok(_)) | Err(Undone::Late)) | None => {}
+    }
+}
+
+/// The VMs, with `fd` among their descriptors if it is a duplicate of one that is known.
+fn find(process: &Process, fd: RawFd, role: Role) -> MutexGuard<'_, Vms> {
+    let mut vms = process.vms();
+    let candidates = vms.fds(role);
+    if vms.of(fd, role).is_some() || candidates.is_empty() {
+        return vms;
+    }
+    drop(vms);
+    let same = process.clerk.ask(Some(TELLING_LIMIT), move || {
+        kvm::duplicate(fd, role).ok()?;
+        kvm::same_file(fd, &candidates)
+    });
+    vms = process.vms();
+    if let Ok(Some(original)) = same {
+        descriptors::watch(fd);
+        vms.alias(original, fd);
+    }
+    vms
+}
+
+/// Waits until a run has ended, or a little.
+fn wait<'a>(process: &'a Process, vms: MutexGuard<'a, Vms>) -> MutexGuard<'a, Vms> {
+    process.turned.wait_timeout(vms, LOOK_AGAIN).unwrap_or_else(PoisonError::into_inner).0
+}
+
+/// Publishes what is due after a change, and wakes who waits.
+fn settle(process: &Process, vms: MutexGuard<'_, Vms>) {
+    DUE.store(vms.is_due(), Ordering::Relaxed);
+    drop(vms);
+    process.turned.notify_all();
+}
+
+fn tell_ended(process: &Process, ended: Vec<Vm>) {
+    if ended.is_empty() || !process.journal.is_open() {
+        return;
+    }
+    let journal = Arc::clone(&process.journal);
+    let told = process.clerk.ask(Some(TELLING_LIMIT), move || {
+        for vm in &ended {
+            let open = vm.vcpus.iter().filter_map(|vcpu| vcpu.counters.as_deref()).map(Count::read);
+            let count = open.fold(vm.count, Count::plus);
+            journal.write(&Event::Ended {
+                vm: vm.number,
+                runs: vm.timing.runs(),
+                vcpus: vm.vcpus_made,
+                faults: count.faults,
+                exits: count.exits,
+            });
+        }
+    });
+    if let Err(undone) = told {
+        say(&format!("the report has no end: {undone:?}"));
+    }
+}

@@ -1,0 +1,250 @@
+//! The library preloaded into programs: this test's own small VMM, and programs that are none.
+//!
+//! The VMM is this very program, run again for its one ignored test with the library preloaded.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod vmm;
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use premap_exec_settings::{LIBRARY, Report, Seccomp, Settings, Strategy, VARIABLE};
+use serde_json::Value;
+
+/// The library, built with this test.
+fn library() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let places = own.ancestors().skip(1).take(2).map(|place| place.join(LIBRARY));
+    places.into_iter().find(|place| place.is_file()).expect("cargo builds the library with its tests")
+}
+
+/// Whether `/dev/kvm` can be had; the reason on stderr where not.
+fn kvm() -> bool {
+    match kvm_ioctls::Kvm::new() {
+        Ok(_) => true,
+        Err(error) => {
+            assert!(
+                std::env::var_os("PREMAP_REQUIRE_KVM").is_none(),
+                "PREMAP_REQUIRE_KVM is set, but /dev/kvm: {error}"
+            );
+            eprintln!("skipped: /dev/kvm: {error}");
+            false
+        }
+    }
+}
+
+/// What a run left.
+struct Done {
+    output: Output,
+    stdout: String,
+    /// What the library said; the programs themselves say nothing there.
+    stderr: String,
+    events: Vec<Value>,
+}
+
+fn run(mut command: Command, settings: &Settings) -> Done {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    // The report's descriptor is the program's standard input, so that its number is known.
+    let settings =
+        Settings { report: settings.report.clone().or(Some(Report::Descriptor(0))), ..settings.clone() };
+    command.env("LD_PRELOAD", library()).env(VARIABLE, settings.encode().unwrap()).stdin(writer);
+    let output = command.output().unwrap();
+    // Its end of the pipe is closed only with it.
+    drop(command);
+    let mut report = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut report).unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Done {
+        stdout: text(&output.stdout),
+        stderr: text(&output.stderr),
+        events: report.lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
+        output,
+    }
+}
+
+/// Runs the VMM; it must do all it has to do, whatever the library does.
+#[track_caller]
+fn run_vmm(what: &str, settings: &Settings) -> Done {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "vmm::vmm", "--nocapture"]).env(vmm::VARIABLE, what);
+    let done = run(command, settings);
+    assert!(done.output.status.success(), "{what}: {}\n{}", done.stdout, done.stderr);
+    assert!(done.stdout.contains(vmm::DONE), "{}", done.stdout);
+    done
+}
+
+fn events<'a>(done: &'a Done, event: &str) -> Vec<&'a Value> {
+    done.events.iter().filter(|one| one["event"] == event).collect()
+}
+
+#[track_caller]
+fn check_mapped(event: &Value) {
+    let report = &event["report"];
+    assert_eq!(report["host"]["mapped"], report["asked"], "{event}");
+    let second = &report["second"];
+    assert!(second["mapped"] == report["asked"] || !second["unsupported"].is_null(), "{event}");
+}
+
+#[test]
+fn memory_is_mapped_before_the_guest_runs_and_its_faults_are_counted() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("plain", &Settings::default());
+    let mapped = events(&done, "mapped");
+    assert_eq!(mapped.len(), 1, "{:?}", done.events);
+    check_mapped(mapped[0]);
+    assert_eq!(mapped[0]["vcpus"], 2, "vCPUs that never ran are lent");
+    assert_eq!(mapped[0]["faults"], 0, "the guest has not run");
+    assert!(mapped[0]["report"]["asked"].as_u64().unwrap() >= vmm::BYTES);
+    let ended = events(&done, "ended");
+    assert_eq!((ended.len(), &ended[0]["vcpus"], &ended[0]["runs"]), (1, &2.into(), &1.into()), "{ended:?}");
+    assert!(ended[0]["exits"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn with_no_strategy_faults_are_counted_and_nothing_is_mapped() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("plain", &Settings { strategy: Strategy::None, ..Settings::default() });
+    assert!(events(&done, "mapped").is_empty());
+    let ended = events(&done, "ended");
+    assert!(ended[0]["faults"].is_u64() && ended[0]["runs"] == 0, "{ended:?}");
+    assert_eq!(done.stderr, "");
+}
+
+#[test]
+fn a_vm_that_is_closed_before_the_exit_is_told_then() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("close", &Settings::default());
+    let numbers: Vec<_> = events(&done, "ended").iter().map(|event| event["vm"].clone()).collect();
+    assert_eq!(numbers, [1, 2, 3], "{:?}", done.events);
+}
+
+#[test]
+fn slots_that_come_later_are_mapped_once_they_are_at_rest() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("slots", &Settings::default());
+    let mapped = events(&done, "mapped");
+    assert_eq!(mapped.len(), 2, "{:?}", done.events);
+    let slots = |event: &Value| event["slots"].as_array().unwrap().len();
+    assert_eq!(slots(mapped[1]), slots(mapped[0]) + 1);
+    check_mapped(mapped[1]);
+    assert!(mapped[1]["report"]["host"]["mapped"].as_u64().unwrap() >= vmm::BYTES);
+}
+
+#[test]
+fn slots_that_change_all_the_while_neither_wait_for_a_run_nor_break_it() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("churn", &Settings::default());
+    let mapped = events(&done, "mapped");
+    assert!((1..=16).contains(&mapped.len()), "{:?}", done.events);
+    for (event, number) in mapped.iter().zip(1..) {
+        let report = &event["report"];
+        assert_eq!(event["run"], number);
+        let host =
+            ["mapped", "skipped", "failed", "abandoned"].map(|fate| report["host"][fate].as_u64().unwrap());
+        assert_eq!(host.iter().sum::<u64>(), report["asked"].as_u64().unwrap(), "{event}");
+        assert_eq!(host[2], 0, "{event}");
+    }
+    let last = &mapped.last().unwrap()["report"];
+    let mapped: u64 = mapped.iter().map(|event| event["report"]["host"]["mapped"].as_u64().unwrap()).sum();
+    assert!(mapped >= vmm::MUCH, "what one run did not get to, another did: {last}");
+}
+
+#[test]
+fn a_fork_s_child_has_vms_of_its_own_and_its_parent_s_go_on() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("fork", &Settings::default());
+    let processes: std::collections::BTreeSet<_> =
+        events(&done, "mapped").iter().map(|event| event["pid"].as_u64().unwrap()).collect();
+    assert_eq!(processes.len(), 2, "{:?}", done.events);
+}
+
+#[test]
+fn results_and_errno_are_the_kernel_s() {
+    if kvm() {
+        run_vmm("errno", &Settings::default());
+    }
+}
+
+#[test]
+fn a_confined_vmm_is_left_alone_unless_its_user_trusts_it() {
+    if !kvm() {
+        return;
+    }
+    for what in ["confined-before", "confined-after"] {
+        let done = run_vmm(what, &Settings::default());
+        assert!(events(&done, "mapped").is_empty(), "{what}");
+        assert_eq!(done.stderr.lines().count(), 1, "{what}: {}", done.stderr);
+        for part in ["seccomp", "0xc040aed5", "--seccomp trust"] {
+            assert!(done.stderr.contains(part), "{what}: {}", done.stderr);
+        }
+        let done = run_vmm(what, &Settings { seccomp: Seccomp::Trust, ..Settings::default() });
+        assert_eq!(events(&done, "mapped").len(), 1, "{what}: {}", done.stderr);
+    }
+}
+
+#[test]
+fn a_vcpu_s_thread_under_a_strict_filter_does_nothing_that_kills_it() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("strict", &Settings::default());
+    let mapped = events(&done, "mapped");
+    assert_eq!(mapped.len(), 1, "{:?} {}", done.events, done.stderr);
+    check_mapped(mapped[0]);
+}
+
+#[test]
+fn what_fails_is_one_line_and_the_vmm_goes_on() {
+    if !kvm() {
+        return;
+    }
+    // A chunk that the engine refuses: the run fails, the VM runs.
+    let done = run_vmm("plain", &Settings { chunk: Some(5), ..Settings::default() });
+    assert!(
+        done.stderr.contains("VM 1 is not mapped") && done.stderr.lines().count() == 1,
+        "{}",
+        done.stderr
+    );
+    // A report that can't be written: the memory is mapped all the same.
+    let report = Some(Report::File("/nowhere/report".into()));
+    let done = run_vmm("plain", &Settings { report, ..Settings::default() });
+    assert!(done.stderr.contains("/nowhere/report"), "{}", done.stderr);
+    // Settings of another version: nothing is mapped.
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "vmm::vmm", "--nocapture"]).env(vmm::VARIABLE, "plain");
+    let output = command.env("LD_PRELOAD", library()).env(VARIABLE, "{").output().unwrap();
+    assert!(output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(VARIABLE) && said.lines().count() == 1, "{said}");
+}
+
+#[test]
+fn a_program_without_a_vm_is_untouched() {
+    for (program, argument) in [("ls", "/"), ("cat", "/proc/self/limits"), ("sh", "-c exit 3")] {
+        let command = || {
+            let mut command = Command::new(program);
+            command.args(argument.splitn(2, ' '));
+            command
+        };
+        let plain = command().output().unwrap();
+        let done = run(command(), &Settings::default());
+        assert_eq!(done.output, plain, "{program}");
+        assert!(done.events.is_empty(), "{program}");
+    }
+    let mut command = Command::new("cat");
+    command.arg("/proc/self/status");
+    let done = run(command, &Settings::default());
+    assert!(done.stdout.contains("Threads:\t1\n"), "{}", done.stdout);
+}

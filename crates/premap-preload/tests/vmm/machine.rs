@@ -1,0 +1,151 @@
+//! A VM with two vCPUs and 1 MiB of memory, whose guest writes a word to every page.
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+/// The memory of each slot.
+pub(crate) const BYTES: u64 = 1 << 20;
+
+const PAGE: u64 = 4096;
+/// Where the guest's code lies.
+const CODE: u64 = 0x1000;
+/// The first page that the guest writes, and the first that it does not, as real mode has them: divided by 16.
+const FIRST: u16 = 0x200;
+const END: u16 = 0xff00;
+
+/// Real mode: writes its own number, divided by 16, to each page from `FIRST` on to `END`.
+const GUEST: [u8; 18] = [
+    0xb8, 0x00, 0x02, // mov ax, FIRST
+    0x8e, 0xc0, // next: mov es, ax
+    0x26, 0xa3, 0x00, 0x00, // mov es:[0], ax
+    0x05, 0x00, 0x01, // add ax, 0x100
+    0x3d, 0x00, 0xff, // cmp ax, END
+    0x75, 0xf2, // jne next
+    0xf4, // hlt
+];
+
+/// The machine.
+pub(crate) struct Machine {
+    pub(crate) vm: VmFd,
+    vcpus: Vec<VcpuFd>,
+    slots: Vec<Memory>,
+}
+
+struct Memory(*mut u8, u64);
+
+// SAFETY: the pointer is to a mapping that belongs to this value alone, whatever thread it is on.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    fn new(bytes: u64) -> Self {
+        let len = usize::try_from(bytes).unwrap();
+        let flags = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let base = unsafe { mmap_anonymous(std::ptr::null_mut(), len, flags, MapFlags::PRIVATE) };
+        Self(base.unwrap().cast(), bytes)
+    }
+
+    fn at(&self, offset: u64) -> *mut u8 {
+        assert!(offset < self.1 - 8);
+        self.0.wrapping_add(usize::try_from(offset).unwrap())
+    }
+
+    fn word(&self, offset: u64) -> u16 {
+        // SAFETY: the word lies inside the mapping, and no guest runs.
+        unsafe { self.at(offset).cast::<u16>().read_volatile() }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the VM that had this memory is gone: its field is dropped first.
+        unsafe { munmap(self.0.cast(), usize::try_from(self.1).unwrap()) }.unwrap();
+    }
+}
+
+impl Machine {
+    pub(crate) fn new(kvm: &Kvm) -> Self {
+        let vm = kvm.create_vm().unwrap();
+        let vcpus = (0..2).map(|id| vm.create_vcpu(id).unwrap()).collect();
+        let mut machine = Self { vm, vcpus, slots: Vec::new() };
+        machine.add_slot(0, BYTES);
+        for (offset, byte) in (CODE..).zip(GUEST) {
+            // SAFETY: the code lies inside the mapping, and no guest runs.
+            unsafe { machine.slots[0].at(offset).write_volatile(byte) };
+        }
+        machine
+    }
+
+    pub(crate) fn add_slot(&mut self, gpa: u64, bytes: u64) {
+        let memory = Memory::new(bytes);
+        let region = kvm_userspace_memory_region {
+            slot: u32::try_from(self.slots.len()).unwrap(),
+            flags: 0,
+            guest_phys_addr: gpa,
+            memory_size: bytes,
+            userspace_addr: memory.0.expose_provenance() as u64,
+        };
+        // SAFETY: the memory is the machine's own, and lives as long as the VM.
+        unsafe { self.vm.set_user_memory_region(region) }.unwrap();
+        self.slots.push(memory);
+    }
+
+    /// Has the first vCPU's guest run to its end.
+    pub(crate) fn run(&mut self) -> Result<(), kvm_ioctls::Error> {
+        run_one(&mut self.vcpus[0], &self.slots[0])
+    }
+
+    /// Has the guest run so many times, while another thread sets and deletes a slot as often.
+    pub(crate) fn run_beside_changes(&mut self, times: u32) {
+        let memory = Memory::new(BYTES);
+        let host = memory.0.expose_provenance() as u64;
+        let slot = move |memory_size| kvm_userspace_memory_region {
+            slot: 100,
+            flags: 0,
+            guest_phys_addr: 32 << 30,
+            memory_size,
+            userspace_addr: host,
+        };
+        let Self { vm, vcpus, slots } = self;
+        std::thread::scope(|scope| {
+            let vm = &*vm;
+            scope.spawn(move || {
+                for _ in 0..times {
+                    for size in [BYTES, 0] {
+                        // SAFETY: the memory lives until after the slot's deletion.
+                        unsafe { vm.set_user_memory_region(slot(size)) }.unwrap();
+                    }
+                }
+            });
+            for _ in 0..times {
+                run_one(&mut vcpus[0], &slots[0]).unwrap();
+            }
+        });
+    }
+
+    /// Forgets what the guest wrote.
+    pub(crate) fn clear(&mut self) {
+        for page in (u64::from(FIRST) << 4..u64::from(END) << 4).step_by(usize::try_from(PAGE).unwrap()) {
+            // SAFETY: the word lies inside the mapping, and no guest runs.
+            unsafe { self.slots[0].at(page).cast::<u16>().write_volatile(0) };
+        }
+    }
+}
+
+fn run_one(vcpu: &mut VcpuFd, memory: &Memory) -> Result<(), kvm_ioctls::Error> {
+    let mut sregs = vcpu.get_sregs()?;
+    (sregs.cs.base, sregs.cs.selector) = (0, 0);
+    vcpu.set_sregs(&sregs)?;
+    let mut regs = vcpu.get_regs()?;
+    (regs.rip, regs.rflags) = (CODE, 2);
+    vcpu.set_regs(&regs)?;
+    match vcpu.run()? {
+        VcpuExit::Hlt => {}
+        other => panic!("{other:?}"),
+    }
+    for segment in (FIRST..END).step_by(0x100) {
+        assert_eq!(memory.word(u64::from(segment) << 4), segment);
+    }
+    Ok(())
+}
