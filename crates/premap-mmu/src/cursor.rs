@@ -9,7 +9,7 @@ use crate::format::Format;
 use crate::frames::FrameAllocator;
 use crate::mirror::{Mirror, NoMirror};
 use crate::protocol::leaf;
-use crate::table::{Found, LeafTable, Mapped, Obstacle, PageTable, Present, View};
+use crate::table::{Found, LeafTable, Mapped, Obstacle, PageTable, Present, Stopped, View};
 
 /// Maps single 4 KiB pages, holding the lock of the leaf table that it is in.
 ///
@@ -37,6 +37,46 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
     /// Opens a cursor. What it does is counted in [`leaves`](Self::leaves) when it is finished or dropped.
     pub fn cursor(&self, present: Present) -> Cursor<'_, F, A, M> {
         Cursor { block: None, view: self.view(), present, done: Mapped::nothing(self) }
+    }
+}
+
+impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
+    /// Maps single 4 KiB pages in any order: a working set, say, most wanted first.
+    ///
+    /// In random order nearly all the time goes into waiting for the cache lines of leaf entries. So it walks some pages
+    /// ahead of the one that it maps and asks for their lines, without a lock. It stops at the first obstacle.
+    pub fn map_scattered(
+        &self,
+        pages: impl IntoIterator<Item = (Gpa, Pfn)>,
+        attributes: Attributes<F>,
+        present: Present,
+    ) -> Mapped<'_, F, A, M> {
+        /// How far to look ahead: as many misses as a core has under way at once, about.
+        const AHEAD: usize = 8;
+        let mut cursor = self.cursor(present);
+        let mut pages = pages.into_iter();
+        let mut ring: [Option<(Gpa, Pfn)>; AHEAD] = [None; AHEAD];
+        let mut at = 0;
+        let mut stopped = None;
+        let mut empty = 0;
+        while empty < AHEAD {
+            let coming = pages.next();
+            if let Some((gpa, _)) = coming {
+                self.expect_write(&cursor.view.guard, gpa);
+            }
+            empty = if coming.is_some() { 0 } else { empty + 1 };
+            let now = core::mem::replace(&mut ring[at], coming);
+            at = (at + 1) % AHEAD;
+            if let Some((gpa, pfn)) = now
+                && let Err(obstacle) = cursor.map(gpa, pfn, attributes)
+            {
+                stopped = Some(Stopped { gpa, obstacle });
+                break;
+            }
+        }
+        let mut done = cursor.finish();
+        done.stopped = stopped;
+        done
     }
 }
 

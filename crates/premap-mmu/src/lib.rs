@@ -10,6 +10,7 @@
 //! | handle a fault: map one leaf of any size if it is still valid under the lock | [`PageTable::place`] |
 //! | map up to 512 pages of one block, each to a frame of its own, under one lock | [`PageTable::fill`] |
 //! | map page by page | [`PageTable::cursor`] |
+//! | map single pages in any order, such as a working set | [`PageTable::map_scattered`] |
 //! | unmap | [`PageTable::unmap`], with [`Edges`] saying what happens to a large leaf covered in part |
 //! | change permissions, or write-protect | [`PageTable::protect`], [`PageTable::write_protect`] |
 //! | harvest use | [`PageTable::test_and_clear_dirty`], [`PageTable::test_and_clear_accessed`] |

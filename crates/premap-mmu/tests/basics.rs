@@ -212,3 +212,21 @@ fn a_cursor_maps_over_blocks_and_counts_when_finished() {
         Err(Obstacle::BeyondTable)
     );
 }
+
+#[test]
+fn scattered_pages_are_mapped_in_order_up_to_the_first_obstacle() {
+    let table = table::<Ept>(Levels::Four);
+    let page = |number: u64| (Gpa::new(number * 0x12_3000), Pfn::new(number));
+    let done = table.map_scattered((0..1000).map(page), all(), Present::Keep);
+    assert_eq!((done.mapped.size_4k, done.stopped, table.leaves().size_4k), (1000, None, 1000));
+    for number in 0..1000 {
+        assert_eq!(table.walk(page(number).0).map(|leaf| leaf.pfn), Some(Pfn::new(number)));
+    }
+    let again = table.map_scattered((998..1002).map(page), all(), Present::Keep);
+    assert_eq!((again.mapped.size_4k, again.spurious), (2, 2));
+    let beyond = Levels::Four.limit();
+    let list = [(Gpa::new(0x1000), Pfn::new(1)), (beyond, Pfn::new(2)), (Gpa::new(0x2000), Pfn::new(3))];
+    let stopped = table.map_scattered(list, all(), Present::Keep);
+    assert_eq!(stopped.stopped.map(|stopped| stopped.gpa), Some(beyond));
+    assert!(table.walk(Gpa::new(0x1000)).is_some() && table.walk(Gpa::new(0x2000)).is_none());
+}

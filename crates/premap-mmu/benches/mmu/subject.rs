@@ -18,6 +18,7 @@ pub(crate) const RUNS: &[Run] = &[
     ("premap range", range),
     ("premap cursor", cursor),
     ("premap random", random),
+    ("premap random cursor", random_cursor),
     ("premap single", random_single),
     ("premap blocks", |world, sink| threads(world, sink, "range_map_blocks", blocks)),
     ("premap interleaved", |world, sink| threads(world, sink, "range_map_interleaved", interleaved)),
@@ -81,13 +82,23 @@ fn cursor(world: &mut World, sink: &mut Sink) {
 
 fn random(world: &mut World, sink: &mut Sink) {
     let table = table(&world.arena);
+    let (figure, mapped) = time(|| {
+        let pages = world.random.iter().map(|&page| (Gpa::new(page * PAGE), Pfn::new(page)));
+        table.map_scattered(pages, attributes(), Present::Keep).mapped.size_4k
+    });
+    sink.note("random_map", NAME, 1, figure);
+    assert_eq!((mapped, table.leaves().size_4k), (PAGES, PAGES));
+}
+
+fn random_cursor(world: &mut World, sink: &mut Sink) {
+    let table = table(&world.arena);
     let (figure, ()) = time(|| {
         let mut cursor = table.cursor(Present::Keep);
         for &page in &world.random {
             cursor.map(Gpa::new(page * PAGE), Pfn::new(page), attributes()).expect("nothing is there");
         }
     });
-    sink.note("random_map", NAME, 1, figure);
+    sink.note("random_map", "premap, cursor", 1, figure);
     assert_eq!(table.leaves().size_4k, PAGES);
     let (figure, found) = time(|| {
         let view = table.view();

@@ -78,6 +78,14 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         Some(LeafTable { locked, page, base: gpa.align_down(PageSize::Size2M) })
     }
 
+    /// Asks for the cache line of an entry that is about to be written, if its table exists.
+    #[inline]
+    pub(crate) fn expect_write(&self, guard: &Guard<'_>, gpa: Gpa) {
+        if let Some((_, _, page)) = self.straight_down(guard, gpa) {
+            page.expect_write(index(gpa, 1));
+        }
+    }
+
     /// Locks the leaf table that spans `gpa`, made if there is none, unless a leaf is there that `present` lets stay.
     ///
     /// What the caller reads afterwards of its own state is as new as guarantee 4 of the protocol says.

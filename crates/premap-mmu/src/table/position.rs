@@ -96,7 +96,7 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
     #[inline]
     pub(super) fn straight_down<'t>(
         &'t self,
-        _guard: &Guard<'t>,
+        _guard: &Guard<'_>,
         gpa: Gpa,
     ) -> Option<(Slot<'t, F>, u64, &'t TablePage)> {
         if gpa >= self.limit {
