@@ -67,18 +67,6 @@ pub(crate) fn run_command(options: &Options) -> ExitCode {
     }
 }
 
-/// Runs so many boots on each side on one kernel, as a part of a suite.
-///
-/// # Errors
-/// What fell short, or why it could not run.
-#[expect(dead_code, reason = "for the lab step of cargo xtask test")]
-pub(crate) fn run_in_suite(lab: &Lab, kernel: &Line, boots: u32) -> Result<()> {
-    let options = Options { boots, kernel: kernel.clone(), timeout: 300, machine: None, json: false };
-    let verdict = check(lab, &options)?;
-    print(&verdict, &options)?;
-    verdict.shortfall().map_or(Ok(()), |why| bail!("exec-check on Linux {kernel}: {why}"))
-}
-
 fn print(verdict: &Verdict, options: &Options) -> Result<()> {
     let text = if options.json { serde_json::to_string_pretty(verdict)? } else { verdict.to_string() };
     writeln!(io::stdout().lock(), "{text}").context("cannot write to standard output")
