@@ -74,15 +74,16 @@ const fn index(page: u64, level: u32) -> usize {
 }
 
 fn exchange(entry: &AtomicU64, page: u64) {
-    let raw = (page * PAGE) | black_box(PRESENT);
+    let raw = (page * PAGE) | PRESENT;
     entry.compare_exchange(0, raw, Ordering::AcqRel, Ordering::Relaxed).expect("nothing is there");
 }
 
 fn flat(_: &mut World, sink: &mut Sink) {
+    let present = black_box(PRESENT);
     let array: Vec<AtomicU64> = (0..PAGES).map(|_| AtomicU64::new(1)).collect();
     let (figure, ()) = time(|| {
         for (page, entry) in (0..).zip(&array) {
-            entry.store((page * PAGE) | black_box(PRESENT), Ordering::Release);
+            entry.store((page * PAGE) | present, Ordering::Release);
         }
     });
     sink.note("range_map", FLAT, 1, figure);
@@ -132,6 +133,7 @@ fn cursor_lock_free(world: &mut World, sink: &mut Sink) {
 
 fn cursor_lock(world: &mut World, sink: &mut Sink) {
     let tree = Tree::new(&world.arena);
+    let present = black_box(PRESENT);
     let lock = AtomicBool::new(false);
     let (figure, ()) = time(|| {
         let mut table = tree.root;
@@ -143,7 +145,7 @@ fn cursor_lock(world: &mut World, sink: &mut Sink) {
             }
             let entry = &table[index(page, 0)];
             assert_eq!(entry.load(Ordering::Relaxed), 0);
-            entry.store((page * PAGE) | black_box(PRESENT), Ordering::Release);
+            entry.store((page * PAGE) | present, Ordering::Release);
         }
     });
     sink.note("cursor_map", CURSOR_LOCK, 1, figure);

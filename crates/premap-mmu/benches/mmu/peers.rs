@@ -106,11 +106,12 @@ fn multiarch_region(world: &mut World, sink: &mut Sink) {
 }
 
 fn multiarch_map(table: &mut Multiarch, pages: impl Iterator<Item = u64>) {
+    let flags = flags();
     let mut cursor = table.cursor();
     for page in pages {
         let (from, to) = (VirtAddr::from(address(page)), PhysAddr::from(address(page)));
         let size = page_table_multiarch::PageSize::Size4K;
-        cursor.map(from, to, size, flags()).expect("nothing is there");
+        cursor.map(from, to, size, flags).expect("nothing is there");
     }
 }
 

@@ -70,10 +70,11 @@ fn range(world: &mut World, sink: &mut Sink) {
 
 fn cursor(world: &mut World, sink: &mut Sink) {
     let table = table(&world.arena);
+    let attributes = attributes();
     let (figure, ()) = time(|| {
         let mut cursor = table.cursor(Present::Keep);
         for page in 0..PAGES {
-            cursor.map(Gpa::new(page * PAGE), Pfn::new(page), attributes()).expect("nothing is there");
+            cursor.map(Gpa::new(page * PAGE), Pfn::new(page), attributes).expect("nothing is there");
         }
     });
     sink.note("cursor_map", NAME, 1, figure);

@@ -157,6 +157,17 @@ fn stretches_of_table<F: Format>(
         }
         // The next word of the stretch has the next frame and the same other bits, whatever was noted of its use.
         let mut expected = (raw & !F::USE_BITS) + PAGE_SIZE;
+        // Eight at a time without a branch between, then one by one to where it ends.
+        for eight in words[at..end].chunks_exact(8) {
+            let differs = eight.iter().fold((0, expected), |(differs, expected), word| {
+                (differs | ((leaf::load(word) & !F::USE_BITS) ^ expected), expected + PAGE_SIZE)
+            });
+            if differs.0 != 0 {
+                break;
+            }
+            expected = differs.1;
+            at += 8;
+        }
         for word in &words[at..end] {
             if leaf::load(word) & !F::USE_BITS != expected {
                 break;
