@@ -139,22 +139,6 @@ fn inaccessible_memory_is_never_touched() {
 }
 
 #[test]
-fn after_a_fork_private_pages_are_copied_before_they_are_written() {
-    let memory = Memory::anonymous(8);
-    memory.populate_write(0..8);
-    let vm = vm(Profile::V7_2);
-    attach(&vm, 0, 0, GPA, &memory);
-    let mut vcpu = vm.create_vcpu(0).unwrap();
-    pre_fault_all(&mut vcpu, GPA, 8);
-    let child = fork::child();
-    vm.notifier().shared(&memory.range(0..8));
-    pre_fault_all(&mut vcpu, GPA, 8);
-    write_each(&mut vcpu, GPA, 4);
-    assert_eq!(stat(&vcpu, "pf_taken"), 2 * 4, "mapped read-only, copied, mapped");
-    drop(child);
-}
-
-#[test]
 fn an_observed_copy_unmaps_what_it_replaced_and_nothing_else() {
     for profile in Profile::ALL {
         let memory = Memory::anonymous(16);
@@ -173,14 +157,3 @@ fn an_observed_copy_unmaps_what_it_replaced_and_nothing_else() {
         );
     }
 }
-
-#[test]
-fn another_process_gets_eio() {
-    let vm = vm(Profile::V6_12);
-    let mut vcpu = vm.create_vcpu(0).unwrap();
-    assert!(fork::in_child(|| pre_fault(&mut vcpu, 0, 0).0 == Err(Errno::IO)));
-    assert_eq!(pre_fault(&mut vcpu, 0, 0).0, Err(Errno::INVAL));
-}
-
-#[path = "guest/fork.rs"]
-mod fork;
