@@ -27,23 +27,21 @@ pub struct Ept;
 
 /// The memory type of an EPT leaf, and whether the guest's PAT is combined with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum EptMemoryType {
     /// Write-back, combined with the guest's PAT.
     #[default]
-    WriteBack,
+    WriteBack = 6 << MEMORY_TYPE_SHIFT,
     /// Write-back whatever the guest's PAT says.
-    WriteBackForced,
+    WriteBackForced = 6 << MEMORY_TYPE_SHIFT | IGNORE_PAT as u8,
     /// Uncacheable: for device memory.
-    Uncacheable,
+    Uncacheable = 0,
 }
 
 impl EptMemoryType {
     pub(super) const fn bits(self) -> u64 {
-        match self {
-            Self::WriteBack => 6 << MEMORY_TYPE_SHIFT,
-            Self::WriteBackForced => 6 << MEMORY_TYPE_SHIFT | IGNORE_PAT,
-            Self::Uncacheable => 0,
-        }
+        // The discriminants are the bits: no table to look them up in for each leaf.
+        self as u64
     }
 
     pub(super) const fn from_bits(raw: u64) -> Self {
