@@ -4,8 +4,9 @@
 
 pub use kvm_bindings::{
     KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_GUEST_MEMFD, KVM_CAP_PRE_FAULT_MEMORY, KVM_CAP_VM_TYPES,
-    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap,
-    kvm_pre_fault_memory, kvm_sregs, kvm_userspace_memory_region,
+    KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_create_guest_memfd, kvm_enable_cap, kvm_memory_attributes,
+    kvm_pre_fault_memory, kvm_sregs, kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 use rustix::ioctl::{Opcode, opcode};
 

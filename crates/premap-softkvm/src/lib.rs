@@ -28,6 +28,7 @@ mod invalidation;
 mod machine;
 mod memslots;
 mod notifier;
+mod private;
 mod profile;
 mod role;
 mod roots;
@@ -38,8 +39,9 @@ mod stats;
 mod vcpu;
 mod vm;
 
-pub use config::{PhysicalBits, SoftConfig, Tdp};
+pub use config::{PhysicalBits, SoftConfig, Tdp, VmType};
 pub use notifier::{Invalidation, Notifier};
+pub use private::{GuestMemfd, MemoryFault};
 pub use profile::{Profile, UnknownProfile};
 pub use vcpu::{GuestFault, SoftVcpu};
 pub use vm::SoftVm;

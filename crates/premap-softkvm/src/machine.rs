@@ -9,14 +9,15 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use premap_address::{Gfn, Gpa, Hva, PAGE_SIZE};
+use premap_address::{Gfn, Gpa, Hva, PAGE_SIZE, PageSize};
 use premap_kvm::Errno;
 use rustix::process::{Pid, getpid};
 
-use crate::config::{SoftConfig, Tdp};
+use crate::config::{SoftConfig, Tdp, VmType};
 use crate::host::{Exclusivity, Host};
 use crate::invalidation::Invalidations;
-use crate::memslots::Memslots;
+use crate::memslots::{Memslots, Slot};
+use crate::private::{Attributes, GuestMemfds, Kind};
 use crate::profile::Rules;
 use crate::role::Role;
 use crate::roots::Roots;
@@ -27,6 +28,8 @@ pub(crate) struct Machine {
     pub(crate) config: SoftConfig,
     pub(crate) host: Host,
     pub(crate) slots: Memslots,
+    pub(crate) attributes: Attributes,
+    pub(crate) guest_memfds: GuestMemfds,
     pub(crate) roots: Roots,
     pub(crate) invalidations: Invalidations,
     /// The quirks that were turned off.
@@ -45,6 +48,8 @@ impl Machine {
             config,
             host: Host::open()?,
             slots: Memslots::default(),
+            attributes: Attributes::default(),
+            guest_memfds: GuestMemfds::default(),
             roots: Roots::default(),
             invalidations: Invalidations::default(),
             disabled_quirks: AtomicU64::new(0),
@@ -61,6 +66,24 @@ impl Machine {
 
     pub(crate) fn has_tdp(&self) -> bool {
         self.config.tdp == Tdp::On
+    }
+
+    /// Whether pages of this VM can be private.
+    pub(crate) fn has_private_memory(&self) -> bool {
+        self.config.vm_type != VmType::Default
+    }
+
+    /// The kind of memory that a page has, and how many pages from it on have the same, at most `most`.
+    pub(crate) fn kind_of(&self, gfn: Gfn, most: u64) -> (Kind, u64) {
+        if self.has_private_memory() { self.attributes.run(gfn, most) } else { (Kind::Shared, most) }
+    }
+
+    /// The largest mapping that the slot and the pages' attributes permit at a page.
+    pub(crate) fn largest(&self, slot: &Slot, gfn: Gfn) -> PageSize {
+        let uniform = |size: &PageSize| !self.has_private_memory() || self.attributes.are_uniform(gfn, *size);
+        let most = slot.largest(gfn);
+        let sizes = PageSize::ALL.into_iter().rev().filter(|size| *size <= most);
+        sizes.into_iter().find(uniform).unwrap_or(PageSize::Size4K)
     }
 
     /// Just past the last guest-physical address that the host's processor can address.
@@ -101,7 +124,24 @@ impl Machine {
     pub(crate) fn begin_invalidation(&self, memory: &Range<Hva>) {
         self.invalidations.begin();
         let slots = self.slots.current();
-        let pages: Vec<Range<Gfn>> = slots.iter().filter_map(|slot| overlap(slot, memory)).collect();
+        self.withdraw(slots.iter().filter_map(|slot| overlap(slot, memory)));
+    }
+
+    /// Runs `change` while none of these pages is mapped at the second stage.
+    pub(crate) fn invalidate<R>(
+        &self,
+        pages: impl IntoIterator<Item = Range<Gfn>>,
+        change: impl FnOnce() -> R,
+    ) -> R {
+        self.invalidations.begin();
+        self.withdraw(pages);
+        let result = change();
+        self.invalidations.end();
+        result
+    }
+
+    /// Unmaps pages, and keeps them unmapped until the invalidation that was begun ends.
+    fn withdraw(&self, pages: impl IntoIterator<Item = Range<Gfn>>) {
         for pages in pages {
             self.invalidations.add(pages.clone());
             self.roots.unmap(&pages);
@@ -115,7 +155,7 @@ impl Machine {
 }
 
 /// The pages of a slot whose memory lies in the range, counting those of which only a part does.
-fn overlap(slot: &crate::memslots::Slot, memory: &Range<Hva>) -> Option<Range<Gfn>> {
+fn overlap(slot: &Slot, memory: &Range<Hva>) -> Option<Range<Gfn>> {
     let end = slot.hva.wrapping_add(slot.pages * PAGE_SIZE);
     let (start, end) = (memory.start.max(slot.hva), memory.end.min(end));
     let bytes = end.checked_offset_from(start).filter(|bytes| *bytes > 0)?;

@@ -12,8 +12,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use premap_mmu::frames::TablePage;
 use premap_mmu::{Arena, FrameAllocator, Pfn};
 
-use crate::harness::PAGE;
-
 /// Frames of an arena, a pool for each thread.
 pub(crate) struct Pools<'a> {
     arena: &'a Arena,
@@ -46,7 +44,7 @@ impl<'a> Pools<'a> {
         let pool = &self.pools[thread];
         for frame in &pool.frames[pool.used.load(Ordering::Relaxed)..] {
             // SAFETY: the frame is this pool's and not given out, so nobody else uses its 4 KiB.
-            unsafe { self.arena.pointer(*frame).cast::<u8>().write_bytes(0, PAGE as usize) }
+            unsafe { self.arena.pointer(*frame).write_bytes(0, 1) }
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::host::{Failure, State, Touch};
 use crate::invalidation::Sequence;
 use crate::machine::Machine;
 use crate::memslots::{Slot, Snapshot, State as SlotState};
+use crate::private::Kind;
 use crate::profile::{DeadVm, DyingSlot, StaleRoot};
 use crate::roots::Root;
 use crate::second_stage::{Answer, Purpose};
@@ -108,7 +109,12 @@ impl SoftVcpu {
     ) -> Result<Step, Errno> {
         let gfn = range.start().frame();
         let slots = machine.slots.current();
+        let sequence = machine.invalidations.snapshot();
+        let (kind, alike) = machine.kind_of(gfn, range.pages().min(WINDOW));
         let Some(slot) = slots.find(self.space, gfn) else {
+            if kind == Kind::Private {
+                return self.exit_for(gfn, kind, Errno::FAULT);
+            }
             return self.no_slot(machine, root, &slots, range.start());
         };
         if slot.state == SlotState::Dying {
@@ -117,9 +123,14 @@ impl SoftVcpu {
                 DyingSlot::TryAgain => Err(Errno::AGAIN),
             };
         }
-        let mut window = range.pages().min(slot.end().number() - gfn.number()).min(WINDOW);
+        let mut window = alike.min(slot.end().number() - gfn.number());
+        if kind == Kind::Private {
+            let (run, _held) = self.get_private(slot, gfn, window.min(POPULATE))?;
+            self.runs.clear();
+            self.runs.push(run);
+            return self.map_present(machine, root, slot, gfn, window, sequence);
+        }
         loop {
-            let sequence = machine.invalidations.snapshot();
             let hva = slot.hva(gfn);
             let memory = hva..hva.wrapping_add(window * PAGE_SIZE);
             machine.host.query(memory, machine.exclusivity(), &mut self.runs)?;
@@ -173,7 +184,7 @@ impl SoftVcpu {
                 break;
             }
             let at = Gfn::new(gfn.number() + done);
-            let answer = Answer { run: *run, sequence };
+            let answer = Answer { gfn: at, run: *run, sequence };
             let progress = machine.map(root, slot, at, pages - done, answer, Purpose::PreFault)?;
             done += progress.pages;
             if progress.pages < run.pages {

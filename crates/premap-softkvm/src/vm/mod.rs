@@ -3,6 +3,7 @@
 mod capabilities;
 mod ioctls;
 mod logging;
+mod private;
 mod slots;
 
 use std::sync::{Arc, PoisonError};
