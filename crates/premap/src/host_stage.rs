@@ -14,7 +14,7 @@ use rustix::mm::{Advice, madvise};
 
 use crate::clock::Clock;
 use crate::control::Control;
-use crate::memory::Touch;
+use crate::memory::{Backing, Touch};
 use crate::patience::Patience;
 use crate::plan::Chunk;
 use crate::report::{Reason, Stage};
@@ -67,6 +67,9 @@ impl HostStage<'_> {
     }
 
     fn populate(&self, chunk: Chunk, tally: &mut Tally) -> Result<(), Reason> {
+        if chunk.backing == Backing::GuestMemfd {
+            return Ok(());
+        }
         let mut patience = Patience::new(self.patience);
         loop {
             tally.called(Stage::Host);
