@@ -53,6 +53,8 @@ pub enum VmType {
     Default,
     /// `KVM_X86_SW_PROTECTED_VM`: pages can be private, without hardware that enforces it.
     SoftwareProtected,
+    /// `KVM_X86_TDX_VM`: a TD, whose private memory the TDX module keeps.
+    Tdx,
 }
 
 /// What a software VM is to be like.

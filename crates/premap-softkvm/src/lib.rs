@@ -36,6 +36,7 @@ mod second_stage;
 mod signals;
 mod srcu;
 mod stats;
+pub mod tdx;
 mod vcpu;
 mod vm;
 

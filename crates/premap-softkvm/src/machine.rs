@@ -6,8 +6,8 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use premap_address::{Gfn, Gpa, Hva, PAGE_SIZE, PageSize};
 use premap_kvm::Errno;
@@ -21,6 +21,7 @@ use crate::private::{Attributes, GuestMemfds, Kind};
 use crate::profile::Rules;
 use crate::role::Role;
 use crate::roots::Roots;
+use crate::tdx::{Td, TdxHost};
 
 /// The state of a VM.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub(crate) struct Machine {
     pub(crate) guest_memfds: GuestMemfds,
     pub(crate) roots: Roots,
     pub(crate) invalidations: Invalidations,
+    /// What there is of a TD, in a VM of that type.
+    pub(crate) td: Option<Td>,
     /// The quirks that were turned off.
     pub(crate) disabled_quirks: AtomicU64,
     pub(crate) vcpus: Mutex<BTreeSet<u32>>,
@@ -43,7 +46,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(config: SoftConfig) -> Result<Self, Errno> {
+    /// A machine, on a host with TDX if it is to be a TD.
+    pub(crate) fn new(config: SoftConfig, tdx: Option<Arc<TdxHost>>) -> Result<Self, Errno> {
         Ok(Self {
             config,
             host: Host::open()?,
@@ -52,6 +56,7 @@ impl Machine {
             guest_memfds: GuestMemfds::default(),
             roots: Roots::default(),
             invalidations: Invalidations::default(),
+            td: tdx.map(Td::new),
             disabled_quirks: AtomicU64::new(0),
             vcpus: Mutex::default(),
             owner: getpid(),
@@ -124,7 +129,11 @@ impl Machine {
     pub(crate) fn begin_invalidation(&self, memory: &Range<Hva>) {
         self.invalidations.begin();
         let slots = self.slots.current();
-        self.withdraw(slots.iter().filter_map(|slot| overlap(slot, memory)));
+        for pages in slots.iter().filter_map(|slot| overlap(slot, memory)) {
+            // A TD's private pages do not lie there.
+            self.invalidations.add(pages.clone());
+            self.roots.unmap(&pages);
+        }
     }
 
     /// Runs `change` while none of these pages is mapped at the second stage.
@@ -134,17 +143,20 @@ impl Machine {
         change: impl FnOnce() -> R,
     ) -> R {
         self.invalidations.begin();
-        self.withdraw(pages);
+        for pages in pages {
+            self.invalidations.add(pages.clone());
+            self.unmap(&pages);
+        }
         let result = change();
         self.invalidations.end();
         result
     }
 
-    /// Unmaps pages, and keeps them unmapped until the invalidation that was begun ends.
-    fn withdraw(&self, pages: impl IntoIterator<Item = Range<Gfn>>) {
-        for pages in pages {
-            self.invalidations.add(pages.clone());
-            self.roots.unmap(&pages);
+    /// Takes every mapping of these pages away, shared and private.
+    pub(crate) fn unmap(&self, pages: &Range<Gfn>) {
+        self.roots.unmap(pages);
+        if let Some(td) = &self.td {
+            td.unmap(pages);
         }
     }
 

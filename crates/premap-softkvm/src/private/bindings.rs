@@ -30,6 +30,11 @@ impl PrivateMemory {
         Ok((file.hva(first), Held(file)))
     }
 
+    /// Whether the descriptor was closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.file.upgrade().is_none_or(|file| file.is_closed())
+    }
+
     /// Says that the slot is gone.
     pub(crate) fn unbind(&self, slot: SlotId) {
         if let Some(file) = self.file.upgrade() {

@@ -16,16 +16,19 @@ use crate::memslots::{AddressSpace, Slot};
 use crate::private::{Held, Kind, MemoryFault};
 use crate::roots::Root;
 use crate::stats::VcpuCounters;
+use crate::tdx::{SHARED_BIT, TdCpu};
 use fault::Outcome;
 
 /// A virtual CPU of a [`SoftVm`](crate::SoftVm). Many may run and pre-fault at the same time, each on a thread of its own.
 #[derive(Debug)]
 pub struct SoftVcpu {
-    machine: Arc<Machine>,
+    /// What the TDX module has of it, in a TD. It goes before the machine, with which the TD goes.
+    pub(crate) td: Option<TdCpu>,
+    pub(crate) machine: Arc<Machine>,
     id: u32,
-    space: AddressSpace,
+    pub(crate) space: AddressSpace,
     root: Option<Arc<Root>>,
-    counters: VcpuCounters,
+    pub(crate) counters: VcpuCounters,
     /// The host's last answer, kept for its allocation.
     runs: Vec<Run>,
     /// Gets pages for pre-faults.
@@ -78,6 +81,7 @@ impl SoftVcpu {
             counters: VcpuCounters::default(),
             runs: Vec::new(),
             getter: Getter::default(),
+            td: None,
             memory_fault: None,
             copied: None,
         }
@@ -119,7 +123,16 @@ impl SoftVcpu {
         if !gpa.raw().is_multiple_of(8) {
             return Err(GuestFault::Unaligned { gpa });
         }
-        self.memory_fault = None;
+        if let Some(td) = &self.machine.td
+            && gpa.raw() >> SHARED_BIT == 0
+        {
+            if !td.is_runnable() {
+                return Err(GuestFault::Failed { gpa, errno: Errno::INVAL });
+            }
+            let write = if let Operation::Store(value) = operation { Some(value) } else { None };
+            return self.access_private(gpa, write);
+        }
+        self.clear_memory_fault();
         loop {
             // KVM_RUN frees obsolete roots and loads the current one before it enters the guest.
             if self.root.as_ref().is_some_and(|root| root.is_obsolete()) {
@@ -149,9 +162,14 @@ impl SoftVcpu {
     }
 
     /// Leaves to the VMM because of a page that is not there as it is wanted.
-    fn exit_for<T>(&mut self, gfn: Gfn, kind: Kind, errno: Errno) -> Result<T, Errno> {
+    pub(crate) fn exit_for<T>(&mut self, gfn: Gfn, kind: Kind, errno: Errno) -> Result<T, Errno> {
         self.memory_fault = Some(MemoryFault::new(gfn, kind));
         Err(errno)
+    }
+
+    /// The guest goes on: what `kvm_run` said is no more.
+    pub(crate) fn clear_memory_fault(&mut self) {
+        self.memory_fault = None;
     }
 
     /// The private memory behind pages of a slot: where it lies, present, as `kvm_gmem_get_pfn` gives it.

@@ -44,6 +44,8 @@ impl Vm for SoftVm {
     }
 
     fn stats(&self) -> Result<Stats, Errno> {
-        Ok(stats::vm(self.machine.roots.leaves(), self.machine.roots.flushes()))
+        let mut leaves = self.machine.roots.leaves();
+        leaves.size_4k += self.machine.td.as_ref().map_or(0, |td| td.pages());
+        Ok(stats::vm(leaves, self.machine.roots.flushes()))
     }
 }

@@ -47,7 +47,7 @@ impl Machine {
         if self.zaps_all() {
             self.roots.invalidate();
         } else {
-            self.roots.unmap(&(slot.base..slot.end()));
+            self.unmap(&(slot.base..slot.end()));
         }
         dying
     }
