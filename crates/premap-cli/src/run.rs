@@ -60,7 +60,7 @@ fn run_on<K: Kernel>(kernel: &K, options: &options::Run) -> anyhow::Result<ExitC
         access: options.touch.into(),
         order: options.order.into(),
         vcpus: options.vcpus,
-        chunk: options.chunk.0,
+        chunk: options.chunk.map(|size| size.0),
         deadline: options.deadline,
     };
     let mut outcomes = Vec::new();

@@ -74,7 +74,9 @@ fn ready(host: &Host, call: Seamcall) -> (Td, Box<dyn Fn(&Host, &Td) -> Outcome 
         Seamcall::MemSeptAdd => {
             Box::new(|host, td| host.module.mem_sept_add(at(GPA, Level::PML4), td.tdr, host.page()))
         }
-        Seamcall::MemSeptRd => Box::new(|host, td| host.module.mem_sept_rd(at(GPA, Level::PML4), td.tdr).map(drop)),
+        Seamcall::MemSeptRd => {
+            Box::new(|host, td| host.module.mem_sept_rd(at(GPA, Level::PML4), td.tdr).map(drop))
+        }
         Seamcall::MemSeptRemove => {
             host.tables(tdr, GPA, Level::PT);
             track(Level::PD);
@@ -257,7 +259,8 @@ fn accept_works_on_pending_entries_only() {
         let host = Host::new();
         let td = host.td(Stage::Runnable);
         put(&host, td.tdr, Level::PD, state);
-        let accepted = host.module.vp_enter(LP, td.vcpus[0], |guest| guest.accept(at(GPA, Level::PD))).unwrap();
+        let accepted =
+            host.module.vp_enter(LP, td.vcpus[0], |guest| guest.accept(at(GPA, Level::PD))).unwrap();
         match state {
             E::Pending => assert_eq!(accepted, Ok(())),
             E::Mapped | E::BlockedForWriting => {

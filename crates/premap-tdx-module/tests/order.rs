@@ -5,7 +5,8 @@ mod common;
 
 use common::{Host, RESERVED, Stage, TDMR, at, rcx, status};
 use premap_tdx_module::{
-    Class, EntryState, Gpa, Hkid, Hpa, Level, OpState, Operand, Package, PageInfo, PageType, Status, TdField, TdParams,
+    Class, EntryState, Gpa, Hkid, Hpa, Level, OpState, Operand, Package, PageInfo, PageType, Status, TdField,
+    TdParams,
 };
 
 const GPA: u64 = 0x4000_0000;
@@ -40,13 +41,21 @@ const FAULTS: [(&str, Fault, Status); 17] = [
         |host, add| host.module.put_lifecycle(add.tdr, premap_tdx_module::Lifecycle::Blocked).unwrap(),
         Class::TD_KEYS_NOT_CONFIGURED.status(),
     ),
-    ("no TDCS", |host, add| add.tdr = other_td(host, add.tdr, Stage::Keyed), Class::TDCS_NOT_ALLOCATED.status()),
+    (
+        "no TDCS",
+        |host, add| add.tdr = other_td(host, add.tdr, Stage::Keyed),
+        Class::TDCS_NOT_ALLOCATED.status(),
+    ),
     (
         "OP_STATE",
         |host, add| host.module.put_op_state(add.tdr, OpState::Runnable).unwrap(),
         Class::OP_STATE_INCORRECT.with(2),
     ),
-    ("reserved bits", |_, add| add.page = PageInfo::from_raw(add.page.raw() | 8), rcx(Class::OPERAND_INVALID)),
+    (
+        "reserved bits",
+        |_, add| add.page = PageInfo::from_raw(add.page.raw() | 8),
+        rcx(Class::OPERAND_INVALID),
+    ),
     ("level", |_, add| add.page = PageInfo::from_raw(GPA | 1), rcx(Class::OPERAND_INVALID)),
     ("shared", |_, add| add.page = PageInfo::from_raw(SHARED | GPA), rcx(Class::OPERAND_INVALID)),
     ("no table", |_, add| add.page = at(1 << 39, Level::PT), rcx(Class::EPT_WALK_FAILED)),
@@ -66,11 +75,7 @@ const FAULTS: [(&str, Fault, Status); 17] = [
         Class::OPERAND_INVALID.on(Operand::R9),
     ),
     ("memory unaligned", |_, add| add.memory = Hpa::new(TDMR + 8), Class::OPERAND_INVALID.on(Operand::R8)),
-    (
-        "memory reserved",
-        |_, add| add.memory = RESERVED,
-        Class::PAGE_METADATA_INCORRECT.on(Operand::R8),
-    ),
+    ("memory reserved", |_, add| add.memory = RESERVED, Class::PAGE_METADATA_INCORRECT.on(Operand::R8)),
 ];
 
 /// A TD of another stage, in the same state as the one it stands for: faults of one TD add up only in one TD.
@@ -119,7 +124,8 @@ fn page_add_tells_the_earlier_of_two_faults() {
         for (other, second, _) in &FAULTS[early + 1..] {
             // Two values of one operand can't be there at once: the later fault would undo the earlier.
             let operand = |name: &str| name.split(' ').next().unwrap_or_default().to_owned();
-            let page = |name: &str| ["reserved", "level", "shared", "no", "entry"].contains(&operand(name).as_str());
+            let page =
+                |name: &str| ["reserved", "level", "shared", "no", "entry"].contains(&operand(name).as_str());
             let tdr = |name: &str| operand(name) == "TDR" || name == "no TDCS";
             let clash = operand(what) == operand(other) && !what.starts_with("no")
                 || page(what) && page(other) && *other != "entry"

@@ -21,6 +21,7 @@ use premap_kvm::{Errno, Vcpu};
 
 use crate::clock::Clock;
 use crate::control::Control;
+use crate::gate::Standing;
 use crate::patience::Patience;
 use crate::report::{Reason, Stage, Unsupported};
 use crate::tally::Tally;
@@ -37,6 +38,16 @@ pub(crate) struct SecondStage<'a, V> {
     pub(crate) unsupported: Unsupported,
     /// Whether the last call stalled. A vCPU that stalls twice in a row will not recover: its root is stale.
     pub(crate) stalled: bool,
+    /// How often the gate had been closed when the vCPU's root was last known to be good.
+    pub(crate) changes: u64,
+}
+
+/// What became of a call.
+enum Called {
+    /// How many bytes it did, and what it said.
+    Did(u64, premap_kvm::Result<()>),
+    /// It was not made: so many bytes were taken out of the plan.
+    Gone(u64),
 }
 
 /// What to do about a page that was refused.
@@ -60,7 +71,19 @@ impl<V: Vcpu> SecondStage<'_, V> {
                 tally.lost(place, Stage::Second, left, why);
                 break;
             }
-            let (done, result) = self.call(left, tally);
+            let (done, result) = match self.call(left, &mut patience, tally) {
+                Ok(Called::Did(done, result)) => (done, result),
+                Ok(Called::Gone(bytes)) => {
+                    let gone = GpaRange::new(left.start(), bytes);
+                    tally.lost(place, Stage::Second, gone, Reason::NoMemslot);
+                    rest = after(left, bytes);
+                    continue;
+                }
+                Err(why) => {
+                    tally.lost(place, Stage::Second, left, why);
+                    break;
+                }
+            };
             if done > 0 {
                 tally.mapped(Stage::Second, done);
                 patience.progress();
@@ -89,16 +112,35 @@ impl<V: Vcpu> SecondStage<'_, V> {
         Usable::Yes
     }
 
-    /// One call: how many bytes of `range` it did, and what it said.
-    fn call(&mut self, range: GpaRange, tally: &mut Tally) -> (u64, premap_kvm::Result<()>) {
-        let mut arg =
-            kvm_pre_fault_memory { gpa: range.start().raw(), size: range.bytes(), ..Default::default() };
+    /// One call, once the gate is open, on as much of `range` as is there.
+    ///
+    /// # Errors
+    /// Why the run ended before.
+    fn call(
+        &mut self,
+        range: GpaRange,
+        patience: &mut Patience,
+        tally: &mut Tally,
+    ) -> Result<Called, Reason> {
+        let Self { vcpu, control, clock, watched, changes, .. } = self;
+        let pass = control.enter(Some(watched.seat()))?;
+        if std::mem::replace(changes, pass.changes()) != pass.changes() {
+            // Slots may have changed, and the root gone stale. Where it can't be renewed, the watchdog is left. The time
+            // at the gate was not the call's.
+            let _ = vcpu.renew_root();
+            patience.progress();
+        }
+        let size = match pass.standing(range) {
+            Standing::There(bytes) => bytes,
+            Standing::Gone(bytes) => return Ok(Called::Gone(bytes)),
+        };
+        let mut arg = kvm_pre_fault_memory { gpa: range.start().raw(), size, ..Default::default() };
         tally.called(Stage::Second);
-        let Self { vcpu, clock, watched, .. } = self;
         let result = watched.during(|| clock.time(Stage::Second, || vcpu.pre_fault_memory(&mut arg)));
+        drop(pass);
         // A large mapping may reach beyond what was asked: only what was asked counts.
         let done = Gpa::new(arg.gpa).checked_offset_from(range.start()).unwrap_or(0);
-        (done.min(range.bytes()), result)
+        Ok(Called::Did(done.min(size), result))
     }
 
     fn judge(&mut self, errno: Errno, patience: &mut Patience, renewed: &mut bool) -> Refusal {

@@ -14,7 +14,7 @@ const SETTING: Setting = Setting {
     access: Access::Write,
     order: Order::Ascending,
     vcpus: 1,
-    chunk: 4 << 20,
+    chunk: Some(4 << 20),
     deadline: None,
 };
 

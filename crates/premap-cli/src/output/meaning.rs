@@ -119,7 +119,7 @@ mod tests {
             access,
             order: Order::Ascending,
             vcpus: 1,
-            chunk: 1 << 20,
+            chunk: None,
             deadline: Some(Duration::from_secs(1)),
         };
         Common { backend: "kvm", kernel: "6.12.0".to_owned(), setting }

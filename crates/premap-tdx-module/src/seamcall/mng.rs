@@ -5,8 +5,8 @@ use premap_tdx::Mrtd;
 
 use super::{Outcome, Seamcall};
 use crate::Module;
-use crate::pamt::{PageRecord, PageType};
 use crate::operand::Level;
+use crate::pamt::{PageRecord, PageType};
 use crate::phymem::Hkid;
 use crate::sept::clear_table;
 use crate::status::{Class, Operand, Status};

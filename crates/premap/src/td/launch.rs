@@ -11,6 +11,7 @@ use super::report::{LaunchReport, Phase, PhaseReport};
 use crate::budget::Stop;
 use crate::control::Control;
 use crate::engine::{DEFAULT_PATIENCE, Engine, Error, Stages};
+use crate::gate::Gate;
 use crate::memory::Region;
 use crate::patience::Patience;
 use crate::plan::{Plan, PlanError};
@@ -188,7 +189,7 @@ impl<'a> Launch<'a> {
         let start = Instant::now();
         let reserve =
             if self.reserve { self.map(Phase::Reserve, &pieces, vm, vcpus)? } else { Report::default() };
-        Control::new(self.stop.clone(), None).ended().map_or(Ok(()), Err).map_err(LaunchError::Ended)?;
+        self.control().ended().map_or(Ok(()), Err).map_err(LaunchError::Ended)?;
         if reserve.second.unsupported.is_none() && reserve.second.mapped < reserve.asked {
             return Err(LaunchError::NotReserved { report: Box::new(reserve) });
         }
@@ -207,6 +208,10 @@ impl<'a> Launch<'a> {
         let rest = self.map(Phase::MapRest, &memory, vm, vcpus)?;
         phases.push(ended(Phase::MapRest, start, rest.second.mapped));
         Ok(LaunchReport { phases, reserve, rest })
+    }
+
+    fn control(&self) -> Control {
+        Control::new(0, self.stop.clone(), None, &Gate::new())
     }
 
     /// Maps private memory on all vCPUs.
@@ -232,7 +237,7 @@ impl<'a> Launch<'a> {
 
     /// Adds every page of every piece; gives how many bytes that were.
     fn add(&mut self, vcpu: &mut impl TdVcpu) -> Result<u64, LaunchError> {
-        let control = Control::new(self.stop.clone(), None);
+        let control = self.control();
         let all = self.pieces.iter().map(|piece| piece.range.bytes()).sum();
         let mut done = 0;
         for piece in &self.pieces {
@@ -270,7 +275,7 @@ impl<'a> Launch<'a> {
     }
 
     fn finalize(&self, vm: &impl TdVm) -> Result<(), LaunchError> {
-        let control = Control::new(self.stop.clone(), None);
+        let control = self.control();
         let mut patience = Patience::new(DEFAULT_PATIENCE);
         loop {
             match vm.tdx_finalize_vm() {
