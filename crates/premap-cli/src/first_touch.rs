@@ -3,14 +3,13 @@
 //! What the guest itself is made of, code and page tables in a slot of its own, is mapped before anything is measured,
 //! for every strategy alike: the counts are those of the memory measured. When the guest is done, every word is checked.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, ensure};
-use premap::{Budget, Engine, Plan, Reason, Region, Report, Stage};
+use premap::{Reason, Region, Report, Stage};
 use premap_address::{Gpa, GpaRange, PAGE_SIZE};
 use premap_guest::{Access, Backing, Kernel, Machine, MappedPages, Memory, Order, SlotFlags, Touch, word_of};
 use premap_kvm::probe;
 
+use crate::mapping::Mapping;
 use crate::output::progress::Bar;
 use crate::strategy::Strategy;
 
@@ -25,8 +24,6 @@ pub(crate) struct Setting {
     pub(crate) access: Access,
     pub(crate) order: Order,
     pub(crate) vcpus: u32,
-    pub(crate) chunk: u64,
-    pub(crate) deadline: Option<Duration>,
 }
 
 /// What a strategy cost, and what it brought.
@@ -60,6 +57,7 @@ impl Outcome {
 pub(crate) fn measure<K: Kernel>(
     kernel: &K,
     setting: &Setting,
+    mapping: &Mapping,
     strategy: Strategy,
     bar: &Bar,
 ) -> anyhow::Result<Outcome> {
@@ -77,15 +75,7 @@ pub(crate) fn measure<K: Kernel>(
     let lent = machine.lend();
     let vcpu = lent.vcpus.first_mut().context("a machine without a vCPU")?;
     let support = probe::pre_fault(lent.vm, vcpu);
-    let report = match strategy.stages() {
-        None => Report::default(),
-        Some(stages) => {
-            let plan = Plan::new([region])?.with_chunk(setting.chunk)?;
-            let deadline = setting.deadline.and_then(|time| Instant::now().checked_add(time));
-            let engine = Engine::new().vm(lent.vm).stages(stages).progress(|progress| bar.mapping(progress));
-            engine.budget(Budget { bytes: None, deadline }).run(&plan, lent.vcpus)?
-        }
-    };
+    let report = mapping.map(strategy, lent.vm, lent.vcpus, vec![region], bar)?;
     bar.running();
     let run = machine.touch(&touch)?;
     let mapped = machine.mapped()?;

@@ -6,6 +6,8 @@ mod exec;
 mod failure;
 mod first_touch;
 mod host_memory;
+mod linux_guest;
+mod mapping;
 mod options;
 mod output;
 mod run;

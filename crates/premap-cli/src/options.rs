@@ -9,6 +9,7 @@ use premap_guest::{Access, Backing, Order};
 use premap_softkvm::Profile;
 
 use crate::exec::Exec;
+use crate::linux_guest;
 use crate::size::{Size, duration};
 use crate::td::Td;
 
@@ -28,7 +29,7 @@ pub(crate) struct Options {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Map a small guest's memory by each strategy, let the guest touch it, and compare the costs
+    /// Map a guest's memory by each strategy, let the guest run, and compare the costs
     Run(Run),
     /// Run a VMM, as it is, and map its guest's memory before the guest runs
     Exec(Exec),
@@ -57,13 +58,13 @@ pub(crate) struct Run {
     /// What the memory is made of
     #[arg(long, default_value = "anon", value_parser = backing())]
     pub(crate) backing: Backing,
-    /// What the guest does to the first word of every page
+    /// What the first-touch guest does to the first word of every page
     #[arg(long, value_enum, default_value_t)]
     pub(crate) touch: Touching,
-    /// In what order the guest touches its pages
+    /// In what order the first-touch guest touches its pages
     #[arg(long, value_enum, default_value_t)]
     pub(crate) order: Ordering,
-    /// Virtual CPUs, which share the pages; as many threads map them before
+    /// Virtual CPUs, which share the work; as many threads map memory before
     #[arg(long, value_name = "N", default_value = "1", value_parser = vcpus, allow_negative_numbers = true)]
     pub(crate) vcpus: u32,
     /// How much is mapped by one call
@@ -75,6 +76,8 @@ pub(crate) struct Run {
     /// Print JSON: an array with an object for each strategy
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) linux: linux_guest::Flags,
 }
 
 /// Flags of `premap doctor`.

@@ -11,10 +11,13 @@ use crate::backend::{self, Backend};
 use crate::failure::{BadUse, tell};
 use crate::first_touch::{Outcome, Setting, measure};
 use crate::host_memory;
+use crate::linux_guest::{Bootable, Guest};
+use crate::mapping::Mapping;
 use crate::options;
 use crate::output::progress::Bar;
 use crate::output::{json, table};
 use crate::size::Size;
+use crate::strategy::Strategy;
 
 /// What all outcomes of one run have in common.
 pub(crate) struct Common {
@@ -22,12 +25,20 @@ pub(crate) struct Common {
     pub(crate) backend: &'static str,
     /// The kernel's release, or the profile that the software KVM follows.
     pub(crate) kernel: String,
+    pub(crate) guest: Guest,
     pub(crate) setting: Setting,
 }
 
 /// Runs the strategies and prints what they cost.
 pub(crate) fn run(options: &options::Run) -> anyhow::Result<ExitCode> {
+    options.linux.check()?;
     check_memory(options)?;
+    if options.linux.guest == Guest::Linux {
+        let bootable = Bootable::new(options)?;
+        return compare(&bootable.linux, options, |strategy, bar| {
+            bootable.measure(&mapping(options), strategy, bar)
+        });
+    }
     match backend::choose(options.backend, options.profile)? {
         Backend::Kvm(linux) => run_on(&linux, options),
         Backend::Soft(soft) => run_on(&soft, options),
@@ -53,23 +64,41 @@ fn check_memory(options: &options::Run) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run_on<K: Kernel>(kernel: &K, options: &options::Run) -> anyhow::Result<ExitCode> {
-    let setting = Setting {
+fn setting(options: &options::Run) -> Setting {
+    Setting {
         bytes: options.memory.0,
         backing: options.backing,
         access: options.touch.into(),
         order: options.order.into(),
         vcpus: options.vcpus,
-        chunk: options.chunk.0,
-        deadline: options.deadline,
-    };
+    }
+}
+
+fn mapping(options: &options::Run) -> Mapping {
+    Mapping { chunk: options.chunk.0, deadline: options.deadline }
+}
+
+fn run_on<K: Kernel>(kernel: &K, options: &options::Run) -> anyhow::Result<ExitCode> {
+    compare(kernel, options, |strategy, bar| {
+        measure(kernel, &setting(options), &mapping(options), strategy, bar)
+    })
+}
+
+/// Measures each strategy asked for, and prints what they cost.
+fn compare<K: Kernel>(
+    kernel: &K,
+    options: &options::Run,
+    measure: impl Fn(Strategy, &Bar) -> anyhow::Result<Outcome>,
+) -> anyhow::Result<ExitCode> {
+    let setting = setting(options);
     let mut outcomes = Vec::new();
     for strategy in options.strategy.strategies() {
         let bar = Bar::new(strategy, setting.bytes);
-        let outcome = measure(kernel, &setting, strategy, &bar);
+        let outcome = measure(strategy, &bar);
         outcomes.push(outcome.with_context(|| strategy.name())?);
     }
-    let common = Common { backend: K::NAME, kernel: kernel.release(), setting };
+    let guest = options.linux.guest;
+    let common = Common { backend: K::NAME, kernel: kernel.release(), guest, setting };
     let text = if options.json { json::array(&common, &outcomes)? } else { table::text(&common, &outcomes) };
     stdout().lock().write_all(text.as_bytes()).context("writing to stdout")?;
     Ok(told_failures(&outcomes))

@@ -76,8 +76,7 @@ pub(crate) fn enter(fd: &VcpuFd, entry: Gpa) -> Result<(), LinuxGuestError> {
     let limit = u16::try_from(size_of_val(&SEGMENTS) - 1).unwrap_or_default();
     sregs.gdt = kvm_dtable { base: DESCRIPTORS.raw(), limit, ..Default::default() };
     fd.set_sregs(&sregs).map_err(kvm("KVM_SET_SREGS"))?;
-    let regs =
-        kvm_regs { rip: entry.raw(), rsi: BOOT_PARAMETERS.raw(), rflags: 2, ..Default::default() };
+    let regs = kvm_regs { rip: entry.raw(), rsi: BOOT_PARAMETERS.raw(), rflags: 2, ..Default::default() };
     fd.set_regs(&regs).map_err(kvm("KVM_SET_REGS"))
 }
 

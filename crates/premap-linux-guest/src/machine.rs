@@ -79,10 +79,7 @@ impl LinuxMachine {
         let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.0.create_pit2(timer).map_err(kvm("KVM_CREATE_PIT2"))?;
         let interrupt = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|error| {
-            LinuxGuestError::Os {
-                what: "eventfd",
-                errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
-            }
+            LinuxGuestError::Os { what: "eventfd", errno: Errno::from_io_error(&error).unwrap_or(Errno::IO) }
         })?;
         vm.0.register_irqfd(&interrupt, SERIAL_IRQ).map_err(kvm("KVM_IRQFD"))?;
         let cpuid = cpu::cpuid(linux.kvm())?;
@@ -109,10 +106,7 @@ impl LinuxMachine {
 
     /// VM and vCPUs, for an engine to work with.
     pub fn lend(&mut self) -> Lent<'_> {
-        Lent {
-            vm: linux::Vm::new(&self.vm),
-            vcpus: self.vcpus.iter().map(linux::Vcpu::new).collect(),
-        }
+        Lent { vm: linux::Vm::new(&self.vm), vcpus: self.vcpus.iter().map(linux::Vcpu::new).collect() }
     }
 
     /// Runs the guest up to its end.

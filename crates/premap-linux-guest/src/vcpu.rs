@@ -107,7 +107,12 @@ pub(crate) fn run(
 }
 
 /// A vCPU's thread.
-fn work(mut fd: Borrowable<VcpuFd>, index: usize, ports: &Mutex<Ports>, finish: &Finish) -> Borrowable<VcpuFd> {
+fn work(
+    mut fd: Borrowable<VcpuFd>,
+    index: usize,
+    ports: &Mutex<Ports>,
+    finish: &Finish,
+) -> Borrowable<VcpuFd> {
     while !finish.over.load(Ordering::Relaxed) {
         match step(&mut fd.0, ports) {
             Ok(None) => {}

@@ -4,6 +4,7 @@ use premap_guest::{Access, Backing, Linux, Order};
 
 use super::check::{Check, Status, TRIAL};
 use crate::first_touch::{Outcome, Setting, measure};
+use crate::mapping::Mapping;
 use crate::output::progress::Bar;
 use crate::size::{Size, thousands};
 use crate::strategy::Strategy;
@@ -14,16 +15,16 @@ const SETTING: Setting = Setting {
     access: Access::Write,
     order: Order::Ascending,
     vcpus: 1,
-    chunk: 4 << 20,
-    deadline: None,
 };
+
+const MAPPING: Mapping = Mapping { chunk: 4 << 20, deadline: None };
 
 /// Runs the trial, if there is a KVM to run it on.
 pub(super) fn check(linux: Option<&Linux>) -> Check {
     let Some(linux) = linux else {
         return Check::new(TRIAL, Status::Missing, "not tried, since /dev/kvm can't be opened");
     };
-    let measure = |strategy| measure(linux, &SETTING, strategy, &Bar::new(strategy, SETTING.bytes));
+    let measure = |strategy| measure(linux, &SETTING, &MAPPING, strategy, &Bar::new(strategy, SETTING.bytes));
     match measure(Strategy::Demand).and_then(|demand| Ok((demand, measure(Strategy::TwoStage)?))) {
         Ok((demand, two)) => judge(&demand, &two),
         Err(error) => Check::new(TRIAL, Status::Missing, format!("{error:#}")),
