@@ -14,7 +14,7 @@ use premap_kvm::Errno;
 use rustix::process::{Pid, getpid};
 
 use crate::config::{SoftConfig, Tdp};
-use crate::host::{Exclusivity, Host};
+use crate::host::{AddressSpace, Exclusivity};
 use crate::invalidation::Invalidations;
 use crate::memslots::Memslots;
 use crate::profile::Rules;
@@ -25,7 +25,7 @@ use crate::roots::Roots;
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) config: SoftConfig,
-    pub(crate) host: Host,
+    pub(crate) host: AddressSpace,
     pub(crate) slots: Memslots,
     pub(crate) roots: Roots,
     pub(crate) invalidations: Invalidations,
@@ -43,7 +43,7 @@ impl Machine {
     pub(crate) fn new(config: SoftConfig) -> Result<Self, Errno> {
         Ok(Self {
             config,
-            host: Host::open()?,
+            host: AddressSpace::open()?,
             slots: Memslots::default(),
             roots: Roots::default(),
             invalidations: Invalidations::default(),
