@@ -131,6 +131,12 @@ impl AddressSpace {
         })
     }
 
+    /// Whether [`query`](Self::query) asks by `PAGEMAP_SCAN`, as far as it is known by now.
+    #[must_use]
+    pub fn scans(&self) -> bool {
+        self.pages.scans()
+    }
+
     /// Whether the mapping at `hva` may be written at all.
     ///
     /// # Errors

@@ -51,6 +51,10 @@ impl Pages {
         Ok(Self { pagemap, has_scan: AtomicBool::new(true) })
     }
 
+    pub(crate) fn scans(&self) -> bool {
+        self.has_scan.load(Ordering::Relaxed)
+    }
+
     #[cfg(test)]
     pub(crate) fn use_scan(&self, use_it: bool) {
         self.has_scan.store(use_it, Ordering::Relaxed);

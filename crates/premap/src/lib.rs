@@ -57,6 +57,7 @@ mod tally;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
 mod watchdog;
+pub mod working_set;
 
 pub use budget::{Budget, Stop};
 pub use engine::{DEFAULT_PATIENCE, Engine, Error, Progress, Stages};

@@ -1,0 +1,151 @@
+//! A VM's memory in the order of a working set.
+
+use premap_address::{GpaRange, PageSize};
+
+use super::error::Misfit;
+use super::{Identity, Touched, WorkingSet};
+use crate::memory::{Region, Touch};
+
+impl WorkingSet {
+    /// Puts `memory` in order: what the working set has first, in its order and touched as it was, then the rest as it is
+    /// given. Every byte is there once.
+    ///
+    /// # Errors
+    /// A working set of another image, with a range that `memory` lacks, or one that cuts a page of its backing.
+    pub fn first(&self, image: &Identity, memory: &[Region]) -> Result<Vec<Region>, Misfit> {
+        if self.identity != *image {
+            return Err(Misfit::OtherImage { recorded: self.identity, image: *image });
+        }
+        let mut ordered = Vec::new();
+        for touched in &self.touched {
+            place(touched, memory, &mut ordered)?;
+        }
+        let mut taken: Vec<_> = self.touched.iter().map(|touched| touched.range).collect();
+        taken.sort_unstable();
+        for region in memory {
+            rest(region, &taken, &mut ordered);
+        }
+        Ok(ordered)
+    }
+}
+
+/// Finds the memory of a range, which may go on from one region to the next.
+fn place(touched: &Touched, memory: &[Region], ordered: &mut Vec<Region>) -> Result<(), Misfit> {
+    let mut found = 0;
+    for region in memory {
+        let Some(range) = region.range.intersection(touched.range) else { continue };
+        let unit = region.backing.unit();
+        if !range.start().raw().is_multiple_of(unit) || !range.bytes().is_multiple_of(unit) {
+            return Err(Misfit::CutsPage { range, unit });
+        }
+        // What is only to be read is not written, whoever did so before.
+        let touch = if region.touch == Touch::Read { Touch::Read } else { touched.touch };
+        ordered.push(Region { touch, ..part(region, range) });
+        found += range.bytes();
+    }
+    if found == touched.range.bytes() { Ok(()) } else { Err(Misfit::Outside(touched.range)) }
+}
+
+/// Adds the parts of a region that no range has taken; `taken` is in ascending order.
+fn rest(region: &Region, taken: &[GpaRange], ordered: &mut Vec<Region>) {
+    let mut at = region.range.start();
+    let mut up_to = |from, to| {
+        if let Some(range) = between(from, to) {
+            ordered.push(part(region, range));
+        }
+    };
+    for range in taken.iter().filter_map(|range| region.range.intersection(*range)) {
+        up_to(at, range.start());
+        at = range.end();
+    }
+    up_to(at, region.range.end());
+}
+
+fn between(from: premap_address::Gpa, to: premap_address::Gpa) -> Option<GpaRange> {
+    debug_assert!(from.is_aligned(PageSize::Size4K) && to.is_aligned(PageSize::Size4K), "{from} to {to}");
+    GpaRange::try_new(from, to.checked_offset_from(from)?).ok()
+}
+
+fn part(region: &Region, range: GpaRange) -> Region {
+    let offset = range.start().checked_offset_from(region.range.start()).unwrap_or_default();
+    Region { range, host: region.host.wrapping_add(offset), ..*region }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Backing;
+    use premap_address::{Gpa, Hva};
+
+    const IMAGE: Identity = Identity([1; 32]);
+    const HOST: u64 = 0x7f00_0000_0000;
+
+    fn range(page: u64, pages: u64) -> GpaRange {
+        GpaRange::new(Gpa::new(page << 12), pages << 12)
+    }
+
+    fn region(page: u64, pages: u64, backing: Backing, touch: Touch) -> Region {
+        Region { range: range(page, pages), host: Hva::new(HOST + (page << 12)), backing, touch }
+    }
+
+    fn set(touched: &[(u64, u64, Touch)]) -> WorkingSet {
+        let touched =
+            touched.iter().map(|(page, pages, touch)| Touched { range: range(*page, *pages), touch: *touch });
+        WorkingSet::new(IMAGE, PageSize::Size4K, touched.collect()).unwrap()
+    }
+
+    /// Two regions that touch, a hole, and a read-only one.
+    fn memory() -> Vec<Region> {
+        vec![
+            region(0, 8, Backing::Anonymous, Touch::Write),
+            region(8, 8, Backing::Shared, Touch::Write),
+            region(32, 4, Backing::Anonymous, Touch::Read),
+        ]
+    }
+
+    #[test]
+    fn the_set_comes_first_and_every_page_once() {
+        use Touch::{Read, Write};
+        let set = set(&[(34, 1, Write), (6, 4, Write), (1, 1, Read)]);
+        let ordered = set.first(&IMAGE, &memory()).unwrap();
+        let told: Vec<_> = ordered
+            .iter()
+            .map(|region| (region.range.start().raw() >> 12, region.range.pages(), region.touch))
+            .collect();
+        let expected = [
+            (34, 1, Read),
+            (6, 2, Write),
+            (8, 2, Write),
+            (1, 1, Read),
+            (0, 1, Write),
+            (2, 4, Write),
+            (10, 6, Write),
+            (32, 2, Read),
+            (35, 1, Read),
+        ];
+        assert_eq!(told, expected);
+        for region in ordered {
+            assert_eq!(region.host.raw() - region.range.start().raw(), HOST);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_its_values() {
+        let other = Identity([2; 32]);
+        let one = set(&[(1, 1, Touch::Write)]);
+        assert!(matches!(one.first(&other, &memory()), Err(Misfit::OtherImage { .. })));
+        for (page, pages) in [(16, 1), (35, 2), (31, 2), (14, 20)] {
+            let error = set(&[(page, pages, Touch::Write)]).first(&IMAGE, &memory()).unwrap_err();
+            assert_eq!(error, Misfit::Outside(range(page, pages)));
+        }
+        let huge = [region(0, 1024, Backing::Hugetlb(PageSize::Size2M), Touch::Write)];
+        let error = one.first(&IMAGE, &huge).unwrap_err();
+        assert_eq!(error, Misfit::CutsPage { range: range(1, 1), unit: 2 << 20 });
+        assert!(set(&[(512, 512, Touch::Write)]).first(&IMAGE, &huge).is_ok());
+    }
+
+    #[test]
+    fn an_empty_set_leaves_memory_as_it_is() {
+        assert_eq!(set(&[]).first(&IMAGE, &memory()).unwrap(), memory());
+    }
+}
