@@ -31,7 +31,16 @@ impl<K: Kernel> Fixture<K> {
 
     /// The same with flags on the slot.
     pub fn with_flags(kernel: &K, vcpus: u32, count: u64, backing: Backing, flags: SlotFlags) -> Self {
-        let mut machine = Machine::new(kernel, vcpus).expect("a machine can be made");
+        Self::of(Machine::new(kernel, vcpus).expect("a machine can be made"), count, backing, flags)
+    }
+
+    /// Makes a machine with one vCPU for the guest and one that is never run.
+    pub fn with_spare(kernel: &K, count: u64, backing: Backing) -> Self {
+        let machine = Machine::with_spares(kernel, 1, 1).expect("a machine can be made");
+        Self::of(machine, count, backing, SlotFlags::NONE)
+    }
+
+    fn of(mut machine: Machine<K>, count: u64, backing: Backing, flags: SlotFlags) -> Self {
         let memory = Memory::new(count * PAGE, backing).expect("the memory can be had");
         let slot = machine.slots().add(BASE, memory, flags).expect("the slot can be made");
         Self { machine, slot }
@@ -70,17 +79,26 @@ impl<K: Kernel> Fixture<K> {
 
     /// Lets the guest write every page, and checks that it did.
     pub fn write_all(&mut self) -> Run {
+        let run = self.machine.touch(&self.writes()).expect("the guest runs to its end");
+        self.check_written();
+        run
+    }
+
+    /// A write of every page.
+    pub fn writes(&self) -> Touch {
         let count = self.memory().bytes() / PAGE;
-        let touch = Touch { range: pages(0, count), access: Access::Write, order: Order::Ascending };
-        let run = self.machine.touch(&touch).expect("the guest runs to its end");
-        for page in 0..count {
+        Touch { range: pages(0, count), access: Access::Write, order: Order::Ascending }
+    }
+
+    /// Checks that every page holds what the guest wrote.
+    pub fn check_written(&self) {
+        for page in 0..self.memory().bytes() / PAGE {
             assert_eq!(
                 self.memory().read_word(page * PAGE),
                 word_of(page),
                 "page {page} after the guest wrote it"
             );
         }
-        run
     }
 
     /// Lets the guest read every page, and checks that it saw what the host sees.
@@ -99,8 +117,7 @@ pub fn plan(regions: impl IntoIterator<Item = Region>) -> Plan {
     Plan::new(regions).and_then(|plan| plan.with_chunk(1 << 20)).expect("the regions are aligned")
 }
 
-/// Runs the engine on all of a machine's vCPUs and checks that its report adds up: each stage accounts for every byte of
-/// the plan, and lists what it did not map.
+/// Runs the engine on all of a machine's vCPUs and checks that its report adds up.
 pub fn map<K: Kernel>(machine: &mut Machine<K>, engine: Engine<'_>, plan: &Plan) -> Report {
     let mut engine = engine;
     let lent = machine.lend();
@@ -109,7 +126,8 @@ pub fn map<K: Kernel>(machine: &mut Machine<K>, engine: Engine<'_>, plan: &Plan)
     report
 }
 
-fn check_sums(report: &Report, plan: &Plan) {
+/// Checks that each stage accounts for every byte of the plan, and lists what it did not map.
+pub fn check_sums(report: &Report, plan: &Plan) {
     assert_eq!(report.asked, plan.bytes());
     for (stage, sums) in [(Stage::Host, report.host), (Stage::Second, report.second)] {
         assert_eq!(sums.bytes(), report.asked, "{stage:?} does not add up: {report:?}");

@@ -7,13 +7,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::acceptance::{self, ATTEMPTS, Case, Kind, Run};
 use crate::lab::boot::{Boot, Job};
-use crate::lab::initramfs::GuestFile;
 use crate::lab::kernel::Line;
 use crate::lab::machine::Machine;
 use crate::lab::{Lab, binaries, environment};
 
 /// The packages whose tests run in the lab as well as on the host.
 const PACKAGES: &[&str] = &["conformance", "premap-guest"];
+/// The example VMM runs there too.
+const EXAMPLE: &str = "example-vmm";
 /// How many random scripts each kernel is compared on.
 const SCRIPTS: &str = "60";
 const TEST_LIMIT: Duration = Duration::from_secs(900);
@@ -38,7 +39,7 @@ pub(crate) fn run(lines: &[Line]) -> Result<()> {
     };
     let tests = binaries::tests(&lab.directory, PACKAGES)?;
     let mut files = tests.clone();
-    for program in ["premap", "conformance"] {
+    for program in ["premap", "conformance", EXAMPLE] {
         files.extend(binaries::program(&lab.directory, program)?);
     }
 
@@ -47,8 +48,9 @@ pub(crate) fn run(lines: &[Line]) -> Result<()> {
         println!("\n-- Linux {}", kernel.release);
         let mut boot = Boot::start(&lab, kernel, &machine, &files)?;
         for test in &tests {
-            run_test(&mut boot, test)?;
+            run_test(&mut boot, &test.name)?;
         }
+        run_test(&mut boot, EXAMPLE)?;
         compare(&mut boot)?;
         let mut failed = 0;
         for case in acceptance::cases() {
@@ -61,12 +63,12 @@ pub(crate) fn run(lines: &[Line]) -> Result<()> {
     Ok(())
 }
 
-fn run_test(boot: &mut Boot, test: &GuestFile) -> Result<()> {
-    println!("{}", test.name);
-    let job = job(vec![test.name.clone()], TEST_LIMIT);
+fn run_test(boot: &mut Boot, test: &str) -> Result<()> {
+    println!("{test}");
+    let job = job(vec![test.to_owned()], TEST_LIMIT);
     let code = boot.run(&job, &mut io::stdout().lock(), &mut io::stderr().lock())?;
     if code != 0 {
-        bail!("{} ended with {code} in the lab", test.name);
+        bail!("{test} ended with {code} in the lab");
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The scenarios. Each is a function generic over the kernel; its name says what must hold.
 
+pub mod background;
 pub mod backings;
 pub mod gaps;
 pub mod limits;

@@ -1,12 +1,16 @@
-//! One measurement: a fresh machine and fresh memory, mapped by one strategy, then touched by the guest.
+//! One measurement: a fresh machine and fresh memory, mapped by one strategy, and touched by the guest.
 //!
 //! What the guest itself is made of, code and page tables in a slot of its own, is mapped before anything is measured,
 //! for every strategy alike: the counts are those of the memory measured. When the guest is done, every word is checked.
 
+use std::thread;
+
 use anyhow::{Context, ensure};
-use premap::{Reason, Region, Report, Stage};
+use premap::{Engine, Plan, Reason, Region, Report, Stage};
 use premap_address::{Gpa, GpaRange, PAGE_SIZE};
-use premap_guest::{Access, Backing, Kernel, Machine, MappedPages, Memory, Order, SlotFlags, Touch, word_of};
+use premap_guest::{
+    Access, Backing, Kernel, Lent, Machine, MappedPages, Memory, Order, Run, SlotFlags, Touch, word_of,
+};
 use premap_kvm::probe;
 
 use crate::mapping::Mapping;
@@ -41,9 +45,12 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Mapping and running together.
+    /// Mapping and running together; what is mapped in the background is mapped meanwhile.
     pub(crate) fn total_ns(&self) -> u64 {
-        self.report.host.ns + self.report.second.ns + self.guest_ns
+        match self.strategy {
+            Strategy::Background => self.guest_ns,
+            _ => self.report.host.ns + self.report.second.ns + self.guest_ns,
+        }
     }
 
     /// Why a stage that the strategy has did not map everything, if so.
@@ -66,7 +73,8 @@ pub(crate) fn measure<K: Kernel>(
         access: setting.access,
         order: setting.order,
     };
-    let mut machine = Machine::new(kernel, setting.vcpus)?;
+    let spares = if strategy == Strategy::Background { setting.vcpus } else { 0 };
+    let mut machine = Machine::with_spares(kernel, setting.vcpus, spares)?;
     let memory = Memory::new(setting.bytes, setting.backing)?;
     let region = region(&touch, &memory);
     let slot = machine.slots().add(BASE, memory, SlotFlags::NONE)?;
@@ -75,9 +83,16 @@ pub(crate) fn measure<K: Kernel>(
     let lent = machine.lend();
     let vcpu = lent.vcpus.first_mut().context("a machine without a vCPU")?;
     let support = probe::pre_fault(lent.vm, vcpu);
-    let report = mapping.map(strategy, lent.vm, lent.vcpus, vec![region], bar)?;
+    let (report, run) = if strategy == Strategy::Background {
+        bar.running();
+        let plan = mapping.plan(vec![region])?;
+        let (report, run) = map_meanwhile(mapping.engine(lent.vm), plan, lent, &touch)?;
+        (report, Some(run))
+    } else {
+        (mapping.map(strategy, lent.vm, lent.vcpus, vec![region], bar)?, None)
+    };
     bar.running();
-    let run = machine.touch(&touch)?;
+    let run = run.map_or_else(|| machine.touch(&touch), Ok)?;
     let mapped = machine.mapped()?;
     let memory = machine.slot(slot).context("the slot is gone")?.memory();
     check_words(memory, setting.access, run.sum)?;
@@ -89,6 +104,20 @@ pub(crate) fn measure<K: Kernel>(
         faults: run.faults,
         exits: run.exits,
         mapped,
+    })
+}
+
+/// Lets the guest run from the start, and maps ahead of it on the spare vCPUs.
+fn map_meanwhile<K: Kernel>(
+    engine: Engine<'_>,
+    plan: Plan,
+    lent: Lent<'_, K>,
+    touch: &Touch,
+) -> anyhow::Result<(Report, Run)> {
+    thread::scope(|scope| {
+        let background = engine.background_scoped(scope, plan, lent.spares.iter_mut().collect())?;
+        let run = touch.run(lent.vcpus)?;
+        Ok((background.join()?, run))
     })
 }
 

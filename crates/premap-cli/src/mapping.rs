@@ -11,12 +11,28 @@ use crate::strategy::Strategy;
 /// What the flags say of mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mapping {
-    pub(crate) chunk: u64,
+    /// Unless it is the engine's choice.
+    pub(crate) chunk: Option<u64>,
     pub(crate) deadline: Option<Duration>,
 }
 
 impl Mapping {
-    /// Maps `regions` by a strategy; one that maps nothing has a report of zeros.
+    /// The plan for a machine's memory.
+    pub(crate) fn plan(&self, regions: Vec<Region>) -> anyhow::Result<Plan> {
+        let plan = Plan::new(regions)?;
+        Ok(match self.chunk {
+            Some(chunk) => plan.with_chunk(chunk)?,
+            None => plan,
+        })
+    }
+
+    /// An engine that runs within the limits, which count from now.
+    pub(crate) fn engine<'a>(&self, vm: &'a dyn Vm) -> Engine<'a> {
+        let deadline = self.deadline.and_then(|time| Instant::now().checked_add(time));
+        Engine::new().vm(vm).budget(Budget { bytes: None, deadline })
+    }
+
+    /// Maps a machine's memory by a strategy; one that maps nothing has a report of zeros.
     pub(crate) fn map<V: Vcpu + Send>(
         &self,
         strategy: Strategy,
@@ -25,10 +41,9 @@ impl Mapping {
         regions: Vec<Region>,
         bar: &Bar,
     ) -> anyhow::Result<Report> {
+        let plan = self.plan(regions)?;
         let Some(stages) = strategy.stages() else { return Ok(Report::default()) };
-        let plan = Plan::new(regions)?.with_chunk(self.chunk)?;
-        let deadline = self.deadline.and_then(|time| Instant::now().checked_add(time));
-        let engine = Engine::new().vm(vm).stages(stages).progress(|progress| bar.mapping(progress));
-        Ok(engine.budget(Budget { bytes: None, deadline }).run(&plan, vcpus)?)
+        let mut engine = self.engine(vm).stages(stages).progress(|progress| bar.mapping(progress));
+        Ok(engine.run(&plan, vcpus)?)
     }
 }

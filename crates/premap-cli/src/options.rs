@@ -49,7 +49,7 @@ pub(crate) struct Run {
     /// Linux release that the KVM in this program behaves like
     #[arg(long, value_name = "RELEASE", default_value = Profile::default().name(), value_parser = profile)]
     pub(crate) profile: Profile,
-    /// How the memory is mapped before the guest runs
+    /// How the memory is mapped ahead of the guest
     #[arg(long, value_enum, default_value_t)]
     pub(crate) strategy: Choice,
     /// Guest memory, as 512M or 4GiB
@@ -64,12 +64,12 @@ pub(crate) struct Run {
     /// In what order the first-touch guest touches its pages
     #[arg(long, value_enum, default_value_t)]
     pub(crate) order: Ordering,
-    /// Virtual CPUs, which share the work; as many threads map memory before
+    /// Virtual CPUs, which share the work; as many threads map memory ahead
     #[arg(long, value_name = "N", default_value = "1", value_parser = vcpus, allow_negative_numbers = true)]
     pub(crate) vcpus: u32,
-    /// How much is mapped by one call
-    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = pages, allow_negative_numbers = true)]
-    pub(crate) chunk: Size,
+    /// How much is mapped by one call: 16M, or 2M in the background, unless given
+    #[arg(long, value_name = "SIZE", value_parser = pages, allow_negative_numbers = true)]
+    pub(crate) chunk: Option<Size>,
     /// How long mapping may take, as 500ms or 2s; what was not reached is left to the guest's faults
     #[arg(long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     pub(crate) deadline: Option<Duration>,
@@ -112,7 +112,9 @@ pub(crate) enum Choice {
     HostOnly,
     /// The host's side, then KVM_PRE_FAULT_MEMORY
     TwoStage,
-    /// Each of these, on a fresh machine
+    /// The same, on spare vCPUs while the guest runs already
+    Background,
+    /// Each that maps before the guest runs, and demand, on a fresh machine
     #[default]
     All,
 }
@@ -202,6 +204,6 @@ mod tests {
             (run.backing, run.touch, run.order),
             (Backing::Anonymous, Touching::Write, Ordering::Ascending)
         );
-        assert_eq!((run.vcpus, run.chunk, run.deadline, run.json), (1, Size(16 << 20), None, false));
+        assert_eq!((run.vcpus, run.chunk, run.deadline, run.json), (1, None, None, false));
     }
 }

@@ -75,7 +75,7 @@ fn setting(options: &options::Run) -> Setting {
 }
 
 fn mapping(options: &options::Run) -> Mapping {
-    Mapping { chunk: options.chunk.0, deadline: options.deadline }
+    Mapping { chunk: options.chunk.map(|size| size.0), deadline: options.deadline }
 }
 
 fn run_on<K: Kernel>(kernel: &K, options: &options::Run) -> anyhow::Result<ExitCode> {

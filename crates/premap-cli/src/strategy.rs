@@ -1,22 +1,24 @@
-//! The ways of mapping memory before the guest runs.
+//! The ways of mapping memory ahead of the guest.
 
 use premap::Stages;
 use serde::{Serialize, Serializer};
 
 use crate::options::Choice;
 
-/// One way of mapping memory before the guest runs.
+/// One way of mapping memory ahead of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Strategy {
     Demand,
     SecondOnly,
     HostOnly,
     TwoStage,
+    /// The only one that does not come before the guest, but beside it.
+    Background,
 }
 
 impl Strategy {
-    /// Every strategy, the one that others are compared with first.
-    pub(crate) const ALL: [Self; 4] = [Self::Demand, Self::SecondOnly, Self::HostOnly, Self::TwoStage];
+    /// Every strategy that maps before the guest runs, the one that others are compared with first.
+    pub(crate) const BEFORE: [Self; 4] = [Self::Demand, Self::SecondOnly, Self::HostOnly, Self::TwoStage];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -24,6 +26,7 @@ impl Strategy {
             Self::SecondOnly => "second-only",
             Self::HostOnly => "host-only",
             Self::TwoStage => "two-stage",
+            Self::Background => "background",
         }
     }
 
@@ -36,6 +39,9 @@ impl Strategy {
                 "MADV_POPULATE alone: the host has the pages, the guest's addresses aren't mapped"
             }
             Self::TwoStage => "premap: the host's pages first, then the guest's addresses mapped to them",
+            Self::Background => {
+                "premap beside the guest: it runs at once, and spare vCPUs map ahead of it meanwhile"
+            }
         }
     }
 
@@ -45,7 +51,7 @@ impl Strategy {
             Self::Demand => None,
             Self::SecondOnly => Some(Stages::Second),
             Self::HostOnly => Some(Stages::Host),
-            Self::TwoStage => Some(Stages::Both),
+            Self::TwoStage | Self::Background => Some(Stages::Both),
         }
     }
 }
@@ -64,7 +70,8 @@ impl Choice {
             Self::SecondOnly => vec![Strategy::SecondOnly],
             Self::HostOnly => vec![Strategy::HostOnly],
             Self::TwoStage => vec![Strategy::TwoStage],
-            Self::All => Strategy::ALL.to_vec(),
+            Self::Background => vec![Strategy::Background],
+            Self::All => Strategy::BEFORE.to_vec(),
         }
     }
 }

@@ -107,6 +107,21 @@ fn flags_choose_what_is_measured() {
 }
 
 #[test]
+fn in_the_background_memory_is_mapped_while_the_guest_runs() {
+    for flags in ["", "--vcpus 2 --order random --profile 7.2", "--chunk 64K --backing memfd"] {
+        let rows = rows(&format!("--strategy background {flags}"));
+        let [row] = rows.as_slice() else { panic!("{flags}: {} rows", rows.len()) };
+        assert_eq!(
+            (&row["host"]["bytes"], &row["second"]["bytes"]),
+            (&json!(PAGES * 4096), &json!(PAGES * 4096))
+        );
+        assert_eq!(row["mapped"]["pages_4k"], PAGES, "{flags}");
+        assert!(row["second"]["calls"].as_u64().unwrap() > 1, "{flags}: {row}");
+        assert_eq!(row["total_ns"], row["guest"]["ns"], "mapping takes no time of its own");
+    }
+}
+
+#[test]
 fn what_a_deadline_leaves_is_left_to_faults() {
     let rows = rows("--strategy two-stage --deadline 1us");
     let [row] = rows.as_slice() else { panic!("{} rows", rows.len()) };

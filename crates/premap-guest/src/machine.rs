@@ -76,6 +76,7 @@ pub trait Guest: Vcpu {
 pub struct Machine<K: Kernel> {
     // Dropped in this order: the memory outlives the VM that was told of it.
     vcpus: Vec<K::Vcpu>,
+    spares: Vec<K::Vcpu>,
     vm: K::Vm,
     slots: BTreeMap<SlotId, Slot>,
 }
@@ -87,6 +88,8 @@ pub struct Lent<'a, K: Kernel> {
     pub vm: &'a K::Vm,
     /// Its vCPUs.
     pub vcpus: &'a mut [K::Vcpu],
+    /// Those that the guest never hears of.
+    pub spares: &'a mut [K::Vcpu],
     /// Its slots.
     pub slots: Slots<'a, K::Vm>,
 }
@@ -121,9 +124,18 @@ impl<K: Kernel> Machine<K> {
     /// # Errors
     /// What the kernel gives.
     pub fn new(kernel: &K, vcpus: u32) -> Result<Self, MachineError> {
+        Self::with_spares(kernel, vcpus, 0)
+    }
+
+    /// The same with so many vCPUs more that no guest runs on, to map memory while it runs on the others.
+    ///
+    /// # Errors
+    /// What the kernel gives.
+    pub fn with_spares(kernel: &K, vcpus: u32, spares: u32) -> Result<Self, MachineError> {
         let vm = kernel.create_vm()?;
-        let vcpus = (0..vcpus).map(|id| kernel.create_vcpu(&vm, id)).collect::<Result<_, _>>()?;
-        Ok(Self { vcpus, vm, slots: BTreeMap::new() })
+        let create = |ids: Range<u32>| ids.map(|id| kernel.create_vcpu(&vm, id)).collect::<Result<_, _>>();
+        let (vcpus, spares) = (create(0..vcpus)?, create(vcpus..vcpus.saturating_add(spares))?);
+        Ok(Self { vcpus, spares, vm, slots: BTreeMap::new() })
     }
 
     /// The VM.
@@ -143,7 +155,12 @@ impl<K: Kernel> Machine<K> {
 
     /// All parts at once, for an engine to work with.
     pub fn lend(&mut self) -> Lent<'_, K> {
-        Lent { vm: &self.vm, vcpus: &mut self.vcpus, slots: Slots::new(&self.vm, &mut self.slots) }
+        Lent {
+            vm: &self.vm,
+            vcpus: &mut self.vcpus,
+            spares: &mut self.spares,
+            slots: Slots::new(&self.vm, &mut self.slots),
+        }
     }
 
     /// Calls [`Guest::map_own_memory`] on the first vCPU.
@@ -155,7 +172,7 @@ impl<K: Kernel> Machine<K> {
         mapped.map_err(|error| MachineError::Guest { vcpu: 0, error })
     }
 
-    /// Touches the pages on all vCPUs at once, a slice each.
+    /// Touches the pages on all vCPUs at once, as [`Touch::run`] does.
     ///
     /// # Errors
     /// The first vCPU's error, if any; all have ended then.
@@ -163,53 +180,7 @@ impl<K: Kernel> Machine<K> {
     /// # Panics
     /// If a vCPU's thread panicked.
     pub fn touch(&mut self, touch: &Touch) -> Result<Run, MachineError> {
-        let slices: Vec<_> = touch.slices(self.vcpus.len()).collect();
-        let mut before = Vec::new();
-        for (index, (vcpu, slice)) in self.vcpus.iter_mut().zip(&slices).enumerate() {
-            vcpu.prepare(slice).map_err(|error| MachineError::Guest { vcpu: index, error })?;
-            before.push(Cost::of(vcpu)?);
-        }
-        let times = self.run_all(&slices);
-        let (mut first, mut last, mut sum) = (None, None, 0_u64);
-        for (vcpu, (start, end, result)) in times.into_iter().enumerate() {
-            sum = sum.wrapping_add(result.map_err(|error| MachineError::Guest { vcpu, error })?);
-            first = first.into_iter().chain([start]).min();
-            last = last.into_iter().chain([end]).max();
-        }
-        let (mut faults, mut exits) = (0, 0);
-        for (vcpu, before) in self.vcpus.iter().zip(before) {
-            let after = Cost::of(vcpu)?;
-            faults += after.faults - before.faults;
-            exits += after.exits - before.exits;
-        }
-        let elapsed = first.zip(last).map_or(Duration::ZERO, |(first, last)| last - first);
-        Ok(Run { elapsed, faults, exits, sum })
-    }
-
-    /// Runs each vCPU that has pages on a thread of its own, all released at once.
-    fn run_all(&mut self, slices: &[Slice]) -> Vec<(Instant, Instant, Result<u64, GuestError>)> {
-        let busy: Vec<_> = self
-            .vcpus
-            .iter_mut()
-            .zip(slices)
-            .filter(|(_, slice)| slice.pages > 0)
-            .map(|(vcpu, _)| vcpu)
-            .collect();
-        let barrier = &Barrier::new(busy.len());
-        thread::scope(|scope| {
-            let threads: Vec<_> = busy
-                .into_iter()
-                .map(|vcpu| {
-                    scope.spawn(move || {
-                        barrier.wait();
-                        let start = Instant::now();
-                        let result = vcpu.run();
-                        (start, Instant::now(), result)
-                    })
-                })
-                .collect();
-            threads.into_iter().map(|thread| thread.join().expect("a vCPU's thread doesn't panic")).collect()
-        })
+        touch.run(&mut self.vcpus)
     }
 
     /// What the VM has mapped at the second stage.
@@ -234,6 +205,63 @@ impl MappedPages {
             pages_1g: statistic(&stats, "pages_1g")?,
         })
     }
+}
+
+impl Touch {
+    /// Touches the pages on these vCPUs at once, a slice each.
+    ///
+    /// # Errors
+    /// The first vCPU's error, if any; all have ended then.
+    ///
+    /// # Panics
+    /// If a vCPU's thread panicked.
+    pub fn run<G: Guest + Send>(&self, vcpus: &mut [G]) -> Result<Run, MachineError> {
+        let slices: Vec<_> = self.slices(vcpus.len()).collect();
+        let mut before = Vec::new();
+        for (index, (vcpu, slice)) in vcpus.iter_mut().zip(&slices).enumerate() {
+            vcpu.prepare(slice).map_err(|error| MachineError::Guest { vcpu: index, error })?;
+            before.push(Cost::of(vcpu)?);
+        }
+        let times = run_all(vcpus, &slices);
+        let (mut first, mut last, mut sum) = (None, None, 0_u64);
+        for (vcpu, (start, end, result)) in times.into_iter().enumerate() {
+            sum = sum.wrapping_add(result.map_err(|error| MachineError::Guest { vcpu, error })?);
+            first = first.into_iter().chain([start]).min();
+            last = last.into_iter().chain([end]).max();
+        }
+        let (mut faults, mut exits) = (0, 0);
+        for (vcpu, before) in vcpus.iter().zip(before) {
+            let after = Cost::of(vcpu)?;
+            faults += after.faults - before.faults;
+            exits += after.exits - before.exits;
+        }
+        let elapsed = first.zip(last).map_or(Duration::ZERO, |(first, last)| last - first);
+        Ok(Run { elapsed, faults, exits, sum })
+    }
+}
+
+/// Runs each vCPU that has pages on a thread of its own, all released at once.
+fn run_all<G: Guest + Send>(
+    vcpus: &mut [G],
+    slices: &[Slice],
+) -> Vec<(Instant, Instant, Result<u64, GuestError>)> {
+    let busy: Vec<_> =
+        vcpus.iter_mut().zip(slices).filter(|(_, slice)| slice.pages > 0).map(|(vcpu, _)| vcpu).collect();
+    let barrier = &Barrier::new(busy.len());
+    thread::scope(|scope| {
+        let threads: Vec<_> = busy
+            .into_iter()
+            .map(|vcpu| {
+                scope.spawn(move || {
+                    barrier.wait();
+                    let start = Instant::now();
+                    let result = vcpu.run();
+                    (start, Instant::now(), result)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("a vCPU's thread doesn't panic")).collect()
+    })
 }
 
 /// What KVM has counted for a vCPU so far.

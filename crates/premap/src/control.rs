@@ -1,32 +1,57 @@
-//! What may end a run before its plan is done.
+//! What a run's threads share with those outside: what may end it, how far it is, and the gate to the kernel.
 
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use crate::bell::Bell;
 use crate::budget::Stop;
+use crate::gate::{Gate, Pass};
+use crate::interrupt::Seat;
+use crate::progress::Meter;
 use crate::report::{Reason, Unsupported};
 
 /// The conditions that every worker looks at between two calls.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Control {
     stop: Option<Stop>,
     deadline: Option<Instant>,
-    /// Set once, when the kernel says EIO.
-    dead: OnceLock<()>,
+    /// This run alone was stopped.
+    stopped: AtomicBool,
+    /// The kernel said EIO, or a worker panicked.
+    dead: AtomicBool,
     /// Set once, when the second stage turns out not to be had; the host stage goes on.
     unsupported: OnceLock<Unsupported>,
+    pub(crate) gate: Gate,
+    pub(crate) meter: Meter,
+    pub(crate) bell: Arc<Bell>,
 }
 
 impl Control {
-    pub(crate) fn new(stop: Option<Stop>, deadline: Option<Instant>) -> Self {
-        Self { stop, deadline, ..Self::default() }
+    /// For a run of `asked` bytes.
+    pub(crate) fn new(asked: u64, stop: Option<Stop>, deadline: Option<Instant>, gate: Gate) -> Self {
+        let bell = Arc::new(Bell::default());
+        if let Some(stop) = &stop {
+            stop.tell(&bell);
+        }
+        Self {
+            stop,
+            deadline,
+            stopped: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            unsupported: OnceLock::new(),
+            gate,
+            meter: Meter::new(asked),
+            bell,
+        }
     }
 
     /// Why the run is over, if it is.
     pub(crate) fn ended(&self) -> Option<Reason> {
-        if self.dead.get().is_some() {
+        // Relaxed: the flags publish nothing but themselves.
+        if self.dead.load(Ordering::Relaxed) {
             Some(Reason::VmDead)
-        } else if self.stop.as_ref().is_some_and(Stop::is_stopped) {
+        } else if self.stopped.load(Ordering::Relaxed) || self.stop.as_ref().is_some_and(Stop::is_stopped) {
             Some(Reason::Stopped)
         } else if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             Some(Reason::Deadline)
@@ -35,13 +60,27 @@ impl Control {
         }
     }
 
+    /// Lets the calling thread make a call about guest memory, once the gate is open.
+    ///
+    /// # Errors
+    /// Why the run is over.
+    pub(crate) fn enter<'a>(&'a self, seat: Option<&'a Arc<Seat>>) -> Result<Pass<'a>, Reason> {
+        self.gate.enter(seat, || self.ended())
+    }
+
     /// Why there is no second stage, if there is none.
     pub(crate) fn unsupported(&self) -> Option<Unsupported> {
         self.unsupported.get().copied()
     }
 
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.bell.ring();
+    }
+
     pub(crate) fn declare_dead(&self) {
-        self.dead.get_or_init(|| ());
+        self.dead.store(true, Ordering::Relaxed);
+        self.bell.ring();
     }
 
     pub(crate) fn declare_unsupported(&self, why: Unsupported) {

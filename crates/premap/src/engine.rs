@@ -10,8 +10,11 @@ use premap_kvm::{Vcpu, Vm};
 
 use crate::budget::{Budget, Stop};
 use crate::control::Control;
+use crate::gate::Gate;
 use crate::interrupt::Interrupt;
-use crate::plan::Plan;
+use crate::pace::Pace;
+use crate::plan::{DEFAULT_CHUNK, Plan};
+use crate::progress::Progress;
 use crate::report::{PageCounts, Report, Stage, Unsupported};
 use crate::run::{Run, Terms};
 
@@ -34,19 +37,6 @@ impl Stages {
     pub(crate) const fn include(self, stage: Stage) -> bool {
         !matches!((self, stage), (Self::Host, Stage::Second) | (Self::Second, Stage::Host))
     }
-}
-
-/// How far a run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// The plan's bytes.
-    pub asked: u64,
-    /// Bytes that have gone through the host stage, mapped or not.
-    pub host: u64,
-    /// Bytes that have gone through the second stage, mapped or not.
-    pub second: u64,
-    /// Since the run began.
-    pub elapsed: Duration,
 }
 
 /// Why a run could not begin.
@@ -75,7 +65,9 @@ pub struct Engine<'a> {
     vm: Option<&'a dyn Vm>,
     stages: Stages,
     budget: Budget,
+    pace: Pace,
     stop: Option<Stop>,
+    gate: Gate,
     progress: Option<Callback<'a>>,
     patience: Option<Duration>,
     signal: Option<c_int>,
@@ -126,7 +118,22 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// Calls back with progress, on the calling thread, never more often than every 50 ms, and once at the end.
+    /// Keeps each run to a pace: full speed unless set.
+    #[must_use]
+    pub fn pace(mut self, pace: Pace) -> Self {
+        self.pace = pace;
+        self
+    }
+
+    /// Makes no call about guest memory while `gate` is closed: the VMM closes it around changes of its memslots.
+    #[must_use]
+    pub fn gate(mut self, gate: &Gate) -> Self {
+        self.gate = gate.clone();
+        self
+    }
+
+    /// Calls back with progress, on the calling thread, never more often than every 50 ms, and once at the end. A run in
+    /// the background has no calling thread; it [can be asked](crate::Background::progress) at any moment.
     #[must_use]
     pub fn progress(mut self, callback: impl FnMut(&Progress) + 'a) -> Self {
         self.progress = Some(Box::new(callback));
@@ -167,44 +174,51 @@ impl<'a> Engine<'a> {
     /// # Panics
     /// Where a method of the caller's `Vcpu` panics.
     pub fn run<V: Vcpu + Send>(&mut self, plan: &Plan, vcpus: &mut [V]) -> Result<Report, Error> {
+        let control = self.control(plan);
+        let terms = self.settle(vcpus, &control)?;
+        let vcpus = &mut vcpus[..terms.vcpus];
+        let run = Run::new(terms, plan.chunks(DEFAULT_CHUNK), &control);
+        let mut report = run.work(vcpus, |progress| {
+            if let Some(callback) = &mut self.progress {
+                callback(progress);
+            }
+        })?;
+        report.pages = self.vm.and_then(|vm| vm.stats().ok()).map(|stats| PageCounts::from_stats(&stats));
+        Ok(report)
+    }
+
+    /// What a run of the plan shares with those outside.
+    pub(crate) fn control(&self, plan: &Plan) -> Control {
+        Control::new(plan.bytes(), self.stop.clone(), self.budget.deadline, self.gate.clone())
+    }
+
+    /// Settles what a run on these vCPUs is to do.
+    pub(crate) fn settle<V: Vcpu>(&self, vcpus: &mut [V], control: &Control) -> Result<Terms, Error> {
         let second = self.stages.include(Stage::Second);
         let interrupt = match (second, vcpus.is_empty()) {
             (true, true) => return Err(Error::NoVcpu),
             (true, false) => Some(Interrupt::install(self.signal)?),
             (false, _) => None,
         };
-        let control = Control::new(self.stop.clone(), self.budget.deadline);
         let mut unsupported = Unsupported::Unknown;
         if second && let (Some(vm), Some(vcpu)) = (self.vm, vcpus.first_mut()) {
-            unsupported = probe(vm, vcpu, &control);
+            unsupported = probe(vm, vcpu, control);
         }
-        let lent = vcpus.len();
-        let vcpus = if second { vcpus } else { &mut [] };
         let host_threads = match self.stages {
             Stages::Both => self.host_threads.unwrap_or(0),
-            Stages::Host => self.host_threads.unwrap_or(lent).max(1),
+            Stages::Host => self.host_threads.unwrap_or(vcpus.len()).max(1),
             Stages::Second => 0,
         };
-        let run = Run::new(Terms {
+        Ok(Terms {
             stages: self.stages,
             patience: self.patience.unwrap_or(DEFAULT_PATIENCE),
-            control: &control,
+            pace: self.pace,
             interrupt,
             unsupported,
-            chunks: plan.chunks(),
             bytes: self.budget.bytes,
             host_threads,
-            vcpus: vcpus.len(),
-        });
-        let asked = plan.bytes();
-        let mut report = run.work(vcpus, |[host, second], elapsed| {
-            if let Some(callback) = &mut self.progress {
-                callback(&Progress { asked, host, second, elapsed });
-            }
-        })?;
-        report.asked = asked;
-        report.pages = self.vm.and_then(|vm| vm.stats().ok()).map(|stats| PageCounts::from_stats(&stats));
-        Ok(report)
+            vcpus: if second { vcpus.len() } else { 0 },
+        })
     }
 }
 

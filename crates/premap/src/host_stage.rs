@@ -69,8 +69,11 @@ impl HostStage<'_> {
     fn populate(&self, chunk: Chunk, tally: &mut Tally) -> Result<(), Reason> {
         let mut patience = Patience::new(self.patience);
         loop {
+            let pass = self.control.enter(None)?;
             tally.called(Stage::Host);
-            match self.clock.time(Stage::Host, || advise(chunk)) {
+            let result = self.clock.time(Stage::Host, || advise(chunk));
+            drop(pass);
+            match result {
                 Ok(()) => return Ok(()),
                 Err(Errno::INTR) => self.control.ended().map_or(Ok(()), Err)?,
                 Err(Errno::AGAIN) => patience.back_off(self.control)?,
@@ -97,6 +100,7 @@ fn advise(chunk: Chunk) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gate::Gate;
     use crate::memory::{Backing, Region};
     use crate::plan::Plan;
     use premap_address::{Gpa, Hva, PAGE_SIZE};
@@ -122,10 +126,11 @@ mod tests {
         let range = GpaRange::new(Gpa::new(0), PAGES * PAGE_SIZE);
         let host = Hva::new(base.expose_provenance() as u64);
         let plan = Plan::new([Region { range, host, backing: Backing::Anonymous, touch }]).unwrap();
-        let (control, clock) = (Control::default(), Clock::new());
+        let control = Control::new(plan.bytes(), None, None, Gate::new());
+        let clock = Clock::new();
         let stage = HostStage { control: &control, clock: &clock, patience: Duration::from_secs(1) };
         let mut tally = Tally::default();
-        let chunk = plan.chunks().next().unwrap();
+        let chunk = plan.chunks(1 << 20).next().unwrap();
         let populated = stage.run(Numbered { place: 0, chunk }, &mut tally);
         let mut report = crate::Report { asked: plan.bytes(), ..Default::default() };
         tally.write(&mut report);

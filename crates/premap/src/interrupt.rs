@@ -62,31 +62,38 @@ impl Interrupt {
 }
 
 /// Where a worker thread sits, so that another can interrupt it.
-#[derive(Debug, Default)]
-pub(crate) struct Seat(Mutex<Option<libc::pthread_t>>);
+#[derive(Debug)]
+pub(crate) struct Seat {
+    interrupt: Interrupt,
+    thread: Mutex<Option<libc::pthread_t>>,
+}
 
 /// Keeps the calling thread in its [`Seat`]; it leaves on drop.
 #[derive(Debug)]
 pub(crate) struct Seated<'a>(&'a Seat);
 
 impl Seat {
+    pub(crate) fn new(interrupt: Interrupt) -> Self {
+        Self { interrupt, thread: Mutex::new(None) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<libc::pthread_t>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Seats the calling thread and lets the signal through to it.
-    pub(crate) fn sit(&self, interrupt: Interrupt) -> Seated<'_> {
-        interrupt.unblock();
+    pub(crate) fn sit(&self) -> Seated<'_> {
+        self.interrupt.unblock();
         // SAFETY: pthread_self has no preconditions.
         *self.lock() = Some(unsafe { libc::pthread_self() });
         Seated(self)
     }
 
     /// Interrupts the thread in this seat, if there is one.
-    pub(crate) fn interrupt(&self, interrupt: Interrupt) {
+    pub(crate) fn interrupt(&self) {
         if let Some(thread) = *self.lock() {
             // SAFETY: the thread is alive: it empties the seat before it ends, and can't while we hold the seat's lock.
-            unsafe { libc::pthread_kill(thread, interrupt.0) };
+            unsafe { libc::pthread_kill(thread, self.interrupt.0) };
         }
     }
 }
@@ -121,8 +128,8 @@ mod tests {
     fn installing_twice_is_one_handler_and_an_empty_seat_takes_no_signal() {
         let interrupt = Interrupt::install(None).unwrap();
         Interrupt::install(None).unwrap();
-        let seat = Seat::default();
-        drop(seat.sit(interrupt));
-        seat.interrupt(interrupt);
+        let seat = Seat::new(interrupt);
+        drop(seat.sit());
+        seat.interrupt();
     }
 }

@@ -32,6 +32,31 @@
 //! }
 //! ```
 //!
+//! # While the guest runs
+//!
+//! A VMM that will not wait makes a spare vCPU, which it never runs, and lends that. The gate is closed around each change of
+//! a memslot:
+//!
+//! ```no_run
+//! use std::os::fd::OwnedFd;
+//!
+//! use premap::{Engine, Gate, Pace, Plan};
+//! use premap_kvm::linux::Vcpu;
+//!
+//! fn premap(plan: Plan, spare: OwnedFd, gate: &Gate) -> Result<(), Box<dyn std::error::Error>> {
+//!     let half_a_core = Pace::PercentOfCore(50.try_into()?);
+//!     let background = Engine::new().pace(half_a_core).gate(gate).background(plan, vec![Vcpu::new(spare)])?;
+//!     // The guest runs. On another thread, a device is plugged in:
+//!     let guard = gate.close();
+//!     // KVM_SET_USER_MEMORY_REGION
+//!     drop(guard);
+//!     println!("{:?}", background.join()?);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What a VMM must allow
+//!
 //! The VMM's seccomp filter must allow `ioctl` with request 0xc040aed5, and `madvise` with advice 22 and 23, on the
 //! threads that the engine starts.
 
@@ -40,16 +65,21 @@
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
+mod background;
+mod bell;
 mod budget;
 mod clock;
 mod control;
 mod engine;
+mod gate;
 mod host_stage;
 mod interrupt;
 mod memory;
+mod pace;
 mod patience;
 mod pipeline;
 mod plan;
+mod progress;
 mod report;
 mod run;
 mod second_stage;
@@ -59,9 +89,13 @@ pub mod vm_memory;
 mod watchdog;
 pub mod working_set;
 
+pub use background::Background;
 pub use budget::{Budget, Stop};
-pub use engine::{DEFAULT_PATIENCE, Engine, Error, Progress, Stages};
+pub use engine::{DEFAULT_PATIENCE, Engine, Error, Stages};
+pub use gate::{Gate, SlotGuard};
 pub use memory::{Backing, Region, Touch};
-pub use plan::{DEFAULT_CHUNK, Plan, PlanError};
+pub use pace::Pace;
+pub use plan::{BACKGROUND_CHUNK, DEFAULT_CHUNK, Plan, PlanError};
 pub use premap_address::{Gpa, GpaRange, Hva, PageSize, RangeError};
+pub use progress::Progress;
 pub use report::{Fate, PageCounts, Reason, Report, Stage, StageReport, Unmapped, Unsupported};

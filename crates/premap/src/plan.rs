@@ -14,11 +14,14 @@ use crate::memory::{Backing, Region, Touch};
 /// to some milliseconds while the cost of a call stays far below that of the pages.
 pub const DEFAULT_CHUNK: u64 = 16 << 20;
 
+/// The default size of a chunk where the guest runs meanwhile: nothing that it waits for takes longer than one chunk.
+pub const BACKGROUND_CHUNK: u64 = 2 << 20;
+
 /// An ordered list of guest memory to be mapped.
 #[derive(Clone, Debug)]
 pub struct Plan {
     regions: Vec<Region>,
-    chunk: u64,
+    chunk: Option<u64>,
 }
 
 /// Why a plan can't be made.
@@ -65,10 +68,10 @@ impl Plan {
     /// A region whose host side is unaligned or wraps. (Its guest side is right by construction.)
     pub fn new(regions: impl IntoIterator<Item = Region>) -> Result<Self, PlanError> {
         let regions: Vec<_> = regions.into_iter().map(check).collect::<Result<_, _>>()?;
-        Ok(Self { regions, chunk: DEFAULT_CHUNK })
+        Ok(Self { regions, chunk: None })
     }
 
-    /// Sets the size of a chunk in bytes.
+    /// Sets the size of a chunk in bytes: [`DEFAULT_CHUNK`] unless set, or [`BACKGROUND_CHUNK`] in a background run.
     ///
     /// # Errors
     /// Zero, or no multiple of 4 KiB.
@@ -76,7 +79,7 @@ impl Plan {
         if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE) {
             return Err(PlanError::BadChunk(bytes));
         }
-        self.chunk = bytes;
+        self.chunk = Some(bytes);
         Ok(self)
     }
 
@@ -92,12 +95,13 @@ impl Plan {
         self.regions.iter().fold(0, |sum, region| sum.saturating_add(region.range.bytes()))
     }
 
-    /// The plan's chunks in order.
-    pub(crate) fn chunks(&self) -> impl Iterator<Item = Chunk> + '_ {
+    /// The plan's chunks in order, of `default` bytes unless the caller chose a size.
+    pub(crate) fn chunks(&self, default: u64) -> impl Iterator<Item = Chunk> + '_ {
+        let bytes = self.chunk.unwrap_or(default);
         self.regions.iter().flat_map(move |region| {
             let mut rest = Some(Chunk::whole(*region));
             std::iter::from_fn(move || {
-                let (chunk, after) = rest?.cut(self.chunk);
+                let (chunk, after) = rest?.cut(bytes);
                 rest = after;
                 Some(chunk)
             })
@@ -185,9 +189,10 @@ mod tests {
     #[track_caller]
     fn check_cuts(regions: &[Region], chunk: u64, expected: &[(u64, u64)]) {
         let plan = Plan::new(regions.iter().copied()).unwrap().with_chunk(chunk).unwrap();
-        let cuts: Vec<_> = plan.chunks().map(|c| (c.range.start().raw(), c.range.bytes())).collect();
+        let cuts: Vec<_> =
+            plan.chunks(DEFAULT_CHUNK).map(|c| (c.range.start().raw(), c.range.bytes())).collect();
         assert_eq!(cuts, expected);
-        for chunk in plan.chunks() {
+        for chunk in plan.chunks(DEFAULT_CHUNK) {
             assert_eq!(chunk.host.raw() - chunk.range.start().raw(), 0x7f00_0000_0000);
         }
     }

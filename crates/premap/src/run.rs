@@ -11,8 +11,7 @@
 //! overlaps the second stage of this one. While a vCPU is lent (`&mut`) it can't run the guest, and nobody waits for its
 //! mutex.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -23,8 +22,10 @@ use crate::control::Control;
 use crate::engine::{Error, Stages};
 use crate::host_stage::HostStage;
 use crate::interrupt::Interrupt;
+use crate::pace::{Pace, Pacer};
 use crate::pipeline::{Job, Pipeline};
 use crate::plan::Chunk;
+use crate::progress::Progress;
 use crate::report::{Fate, Reason, Report, Stage, Unsupported};
 use crate::second_stage::{SecondStage, Usable};
 use crate::tally::{Numbered, Tally};
@@ -34,63 +35,54 @@ use crate::watchdog::Worker;
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 /// How often the watchdog looks.
 const WATCH_EVERY: Duration = Duration::from_millis(10);
+/// How often it interrupts calls that outlive the run: a signal that comes just before its call is lost.
+const END_EVERY: Duration = Duration::from_millis(1);
 /// How many chunks the host stage may be ahead, for each vCPU.
 const CHUNKS_AHEAD: usize = 4;
 
 /// What the engine was told, settled for one run.
-pub(crate) struct Terms<'a, I> {
+#[derive(Debug)]
+pub(crate) struct Terms {
     pub(crate) stages: Stages,
     pub(crate) patience: Duration,
-    pub(crate) control: &'a Control,
+    pub(crate) pace: Pace,
+    /// Present where the second stage was asked for.
     pub(crate) interrupt: Option<Interrupt>,
     pub(crate) unsupported: Unsupported,
-    pub(crate) chunks: I,
     pub(crate) bytes: Option<u64>,
     pub(crate) host_threads: usize,
+    /// How many vCPUs have work.
     pub(crate) vcpus: usize,
 }
 
 /// What the threads of one run share.
 pub(crate) struct Run<'a, I> {
-    stages: Stages,
-    patience: Duration,
+    terms: Terms,
     control: &'a Control,
-    interrupt: Option<Interrupt>,
-    unsupported: Unsupported,
-    host_threads: usize,
     clock: Clock,
-    begin: Instant,
+    pacer: Pacer,
     pipeline: Pipeline<I>,
     watched: Vec<Worker>,
     /// vCPU workers that have not given up.
     usable: AtomicUsize,
-    /// Bytes gone through each stage, for progress.
-    through: [AtomicU64; 2],
     /// Threads that have not ended.
-    at_work: Mutex<usize>,
-    all_done: Condvar,
+    at_work: AtomicUsize,
 }
 
 impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
-    pub(crate) fn new(terms: Terms<'a, I>) -> Self {
-        let Terms { stages, patience, control, interrupt, unsupported, chunks, bytes, host_threads, vcpus } =
-            terms;
+    pub(crate) fn new(terms: Terms, chunks: I, control: &'a Control) -> Self {
+        let Terms { vcpus, host_threads, bytes, pace, interrupt, .. } = terms;
         let room = host_threads + vcpus.max(1) * CHUNKS_AHEAD;
+        let workers = interrupt.into_iter().flat_map(|interrupt| (0..vcpus).map(move |_| interrupt));
         Self {
-            stages,
-            patience,
             control,
-            interrupt,
-            unsupported,
-            host_threads,
             clock: Clock::new(),
-            begin: Instant::now(),
+            pacer: Pacer::new(pace),
             pipeline: Pipeline::new(chunks, bytes, room),
-            watched: std::iter::repeat_with(Worker::default).take(vcpus).collect(),
+            watched: workers.map(Worker::new).collect(),
             usable: AtomicUsize::new(vcpus),
-            through: [AtomicU64::new(0), AtomicU64::new(0)],
-            at_work: Mutex::new(0),
-            all_done: Condvar::new(),
+            at_work: AtomicUsize::new(0),
+            terms,
         }
     }
 
@@ -98,12 +90,12 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
     pub(crate) fn work<V: Vcpu + Send>(
         self,
         vcpus: &mut [V],
-        progress: impl FnMut([u64; 2], Duration),
+        progress: impl FnMut(&Progress),
     ) -> Result<Report, Error> {
         let mut tally = std::thread::scope(|scope| {
             let mut threads: Vec<ScopedJoinHandle<'_, Tally>> = Vec::new();
             let run = &self;
-            let hosts = (0..run.host_threads).map(|number| {
+            let hosts = (0..run.terms.host_threads).map(|number| {
                 let shift = run.begin_shift();
                 (format!("premap-host-{number}"), Box::new(move || run.host_worker(shift)) as Body<'_>)
             });
@@ -119,7 +111,7 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
                     Ok(thread) => threads.push(thread),
                     Err(error) => {
                         run.control.declare_dead();
-                        run.pipeline.wake();
+                        run.wake();
                         return Err(Error::Spawn(error));
                     }
                 }
@@ -134,10 +126,11 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
             }
             Ok(tally)
         })?;
-        let wall = self.begin.elapsed();
+        let wall = self.control.meter.begin().elapsed();
         let times = [Stage::Host, Stage::Second].map(|stage| self.clock.read(stage));
-        self.pipeline.lose_rest(self.control, self.stages, &mut tally);
-        let mut report = Report { wall_ns: nanos(wall), ..Report::default() };
+        self.pipeline.lose_rest(self.control, self.terms.stages, &mut tally);
+        let asked = self.control.meter.read().asked;
+        let mut report = Report { asked, wall_ns: nanos(wall), ..Report::default() };
         tally.write(&mut report);
         for (stage, (share, busy)) in [&mut report.host, &mut report.second].into_iter().zip(times) {
             (stage.ns, stage.busy_ns) = (nanos(share), nanos(busy));
@@ -154,23 +147,30 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
     /// Takes chunks through the host stage until none is left.
     fn populate_rest(&self, tally: &mut Tally) {
         while let Some(numbered) = self.pipeline.take(self.control) {
-            self.populate(numbered, tally);
+            self.begin_chunk(numbered, tally);
         }
+    }
+
+    /// Takes a chunk through the host stage at the run's pace.
+    fn begin_chunk(&self, numbered: Numbered, tally: &mut Tally) {
+        self.pacer.wait(self.control);
+        self.pacer.charge(numbered.chunk.range.bytes(), || self.populate(numbered, tally));
     }
 
     /// Takes a chunk through the host stage, if that was asked for, and hands it on.
     fn populate(&self, numbered: Numbered, tally: &mut Tally) {
         let Numbered { place, chunk } = numbered;
         let mut ready = Vec::new();
-        if self.stages.include(Stage::Host) {
-            let stage = HostStage { control: self.control, clock: &self.clock, patience: self.patience };
+        if self.terms.stages.include(Stage::Host) {
+            let stage =
+                HostStage { control: self.control, clock: &self.clock, patience: self.terms.patience };
             let populated = stage.run(numbered, tally);
-            if self.stages.include(Stage::Second) {
+            if self.terms.stages.include(Stage::Second) {
                 for (range, reason) in populated.absent {
                     // What the run's end cut off is worth another try at both stages; what the host refused is not.
                     let why = if reason.fate() == Fate::Failed { Reason::HostStageFailed } else { reason };
                     tally.lost(place, Stage::Second, range, why);
-                    self.pass(Stage::Second, range.bytes());
+                    self.control.meter.pass(Stage::Second, range.bytes());
                 }
                 ready = populated.present;
             }
@@ -178,10 +178,10 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
             tally.lost(place, Stage::Host, chunk.range, Reason::NotAsked);
             ready.push(chunk.range);
         }
-        if !self.stages.include(Stage::Second) {
+        if !self.terms.stages.include(Stage::Second) {
             tally.lost(place, Stage::Second, chunk.range, Reason::NotAsked);
         }
-        self.pass(Stage::Host, chunk.range.bytes());
+        self.control.meter.pass(Stage::Host, chunk.range.bytes());
         self.pipeline.put(place, ready);
     }
 
@@ -191,25 +191,26 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
             vcpu,
             control: self.control,
             clock: &self.clock,
-            watched: worker.watch(self.begin, self.interrupt),
-            patience: self.patience,
-            unsupported: self.unsupported,
+            watched: worker.watch(self.control.meter.begin()),
+            patience: self.terms.patience,
+            unsupported: self.terms.unsupported,
             stalled: false,
+            changes: self.control.gate.changes(),
         };
         let mut usable = Usable::Yes;
         while let Some(job) = self.pipeline.next(self.control) {
             let was = usable;
             match job {
-                Job::Host(numbered) => self.populate(numbered, &mut tally),
-                Job::Second(place, ranges) => {
+                Job::Host(numbered) => self.begin_chunk(numbered, &mut tally),
+                Job::Second(place, ranges) => self.pacer.charge(0, || {
                     for range in ranges {
                         match usable {
                             Usable::Yes => usable = stage.run(place, range, &mut tally),
                             Usable::No => tally.lost(place, Stage::Second, range, Reason::NoProgress),
                         }
-                        self.pass(Stage::Second, range.bytes());
+                        self.control.meter.pass(Stage::Second, range.bytes());
                     }
-                }
+                }),
             }
             // A vCPU that has given up leaves the second stage to the others; the last one stays to account for it.
             if was != usable && self.usable.fetch_sub(1, Ordering::Relaxed) > 1 {
@@ -220,44 +221,37 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
         tally
     }
 
-    fn pass(&self, stage: Stage, bytes: u64) {
-        self.through[stage as usize].fetch_add(bytes, Ordering::Relaxed);
-    }
-
     /// Watches until every thread has ended.
-    fn watch(&self, mut progress: impl FnMut([u64; 2], Duration)) {
-        let through = || [0, 1].map(|stage: usize| self.through[stage].load(Ordering::Relaxed));
+    fn watch(&self, mut progress: impl FnMut(&Progress)) {
         let mut told = Instant::now();
-        let mut at_work = self.at_work();
-        while *at_work > 0 {
-            (at_work, _) =
-                self.all_done.wait_timeout(at_work, WATCH_EVERY).unwrap_or_else(PoisonError::into_inner);
-            drop(at_work);
+        let begin = self.control.meter.begin();
+        while self.at_work.load(Ordering::Acquire) > 0 {
             let ended = self.control.ended().is_some();
+            let (every, limit) =
+                if ended { (END_EVERY, Duration::ZERO) } else { (WATCH_EVERY, self.terms.patience) };
             if ended {
-                self.pipeline.wake();
+                self.wake();
             }
-            if let Some(interrupt) = self.interrupt {
-                let limit = if ended { Duration::ZERO } else { self.patience };
-                self.watched.iter().for_each(|worker| worker.interrupt_after(limit, self.begin, interrupt));
-            }
+            self.watched.iter().for_each(|worker| worker.interrupt_after(limit, begin));
+            self.control.bell.wait(every);
             if told.elapsed() >= PROGRESS_EVERY {
-                progress(through(), self.begin.elapsed());
+                progress(&self.control.meter.read());
                 told = Instant::now();
             }
-            at_work = self.at_work();
         }
-        drop(at_work);
-        progress(through(), self.begin.elapsed());
+        progress(&self.control.meter.read());
     }
 
-    fn at_work(&self) -> MutexGuard<'_, usize> {
-        self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Wakes every worker that waits for something, to look whether the run has ended.
+    fn wake(&self) {
+        self.pipeline.wake();
+        self.pacer.wake();
+        self.control.gate.wake();
     }
 
     /// Counts a thread as at work from before it starts until its [`Shift`] is dropped.
     fn begin_shift(&self) -> Shift<'_, 'a, I> {
-        *self.at_work() += 1;
+        self.at_work.fetch_add(1, Ordering::Relaxed);
         Shift(self)
     }
 }
@@ -271,10 +265,10 @@ impl<I: Iterator<Item = Chunk> + Send> Drop for Shift<'_, '_, I> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.control.declare_dead();
-            self.0.pipeline.wake();
+            self.0.wake();
         }
-        *self.0.at_work() -= 1;
-        self.0.all_done.notify_all();
+        self.0.at_work.fetch_sub(1, Ordering::Release);
+        self.0.control.bell.ring();
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) struct SecondStage<'a, V> {
     pub(crate) unsupported: Unsupported,
     /// Whether the last call stalled. A vCPU that stalls twice in a row will not recover: its root is stale.
     pub(crate) stalled: bool,
+    /// How often the gate had been closed when the vCPU's root was last known to be good.
+    pub(crate) changes: u64,
 }
 
 /// What to do about a page that was refused.
@@ -60,7 +62,13 @@ impl<V: Vcpu> SecondStage<'_, V> {
                 tally.lost(place, Stage::Second, left, why);
                 break;
             }
-            let (done, result) = self.call(left, tally);
+            let (done, result) = match self.call(left, &mut patience, tally) {
+                Ok(called) => called,
+                Err(why) => {
+                    tally.lost(place, Stage::Second, left, why);
+                    break;
+                }
+            };
             if done > 0 {
                 tally.mapped(Stage::Second, done);
                 patience.progress();
@@ -89,16 +97,32 @@ impl<V: Vcpu> SecondStage<'_, V> {
         Usable::Yes
     }
 
-    /// One call: how many bytes of `range` it did, and what it said.
-    fn call(&mut self, range: GpaRange, tally: &mut Tally) -> (u64, premap_kvm::Result<()>) {
+    /// One call, once the gate is open: how many bytes of `range` it did, and what it said.
+    ///
+    /// # Errors
+    /// Why the run ended before.
+    fn call(
+        &mut self,
+        range: GpaRange,
+        patience: &mut Patience,
+        tally: &mut Tally,
+    ) -> Result<(u64, premap_kvm::Result<()>), Reason> {
         let mut arg =
             kvm_pre_fault_memory { gpa: range.start().raw(), size: range.bytes(), ..Default::default() };
+        let Self { vcpu, control, clock, watched, changes, .. } = self;
+        let pass = control.enter(Some(watched.seat()))?;
+        if std::mem::replace(changes, pass.changes()) != pass.changes() {
+            // Slots may have changed, and the root gone stale. Where it can't be renewed, the watchdog is left. The time
+            // at the gate was not the call's.
+            let _ = vcpu.renew_root();
+            patience.progress();
+        }
         tally.called(Stage::Second);
-        let Self { vcpu, clock, watched, .. } = self;
         let result = watched.during(|| clock.time(Stage::Second, || vcpu.pre_fault_memory(&mut arg)));
+        drop(pass);
         // A large mapping may reach beyond what was asked: only what was asked counts.
         let done = Gpa::new(arg.gpa).checked_offset_from(range.start()).unwrap_or(0);
-        (done.min(range.bytes()), result)
+        Ok((done.min(range.bytes()), result))
     }
 
     fn judge(&mut self, errno: Errno, patience: &mut Patience, renewed: &mut bool) -> Refusal {

@@ -5,6 +5,7 @@
 //! ended, is sent a signal again and again until it returns. One that was only slow returns with what it has done and is
 //! simply called again.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,29 +17,27 @@ const IDLE: u64 = u64::MAX;
 /// The watchdog's view of one worker.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    seat: Seat,
+    seat: Arc<Seat>,
     /// When the call under way began, in nanoseconds since the run began, or [`IDLE`].
     since: AtomicU64,
 }
 
-impl Default for Worker {
-    fn default() -> Self {
-        Self { seat: Seat::default(), since: AtomicU64::new(IDLE) }
-    }
-}
-
 impl Worker {
+    pub(crate) fn new(interrupt: Interrupt) -> Self {
+        Self { seat: Arc::new(Seat::new(interrupt)), since: AtomicU64::new(IDLE) }
+    }
+
     /// Watches the calling thread.
-    pub(crate) fn watch(&self, begin: Instant, interrupt: Option<Interrupt>) -> Watched<'_> {
-        Watched { worker: self, begin, _seated: interrupt.map(|interrupt| self.seat.sit(interrupt)) }
+    pub(crate) fn watch(&self, begin: Instant) -> Watched<'_> {
+        Watched { worker: self, begin, _seated: self.seat.sit() }
     }
 
     /// Interrupts the worker if its call began more than `limit` ago.
-    pub(crate) fn interrupt_after(&self, limit: Duration, begin: Instant, interrupt: Interrupt) {
+    pub(crate) fn interrupt_after(&self, limit: Duration, begin: Instant) {
         // Relaxed: a call that ends or begins meanwhile takes a signal that does nothing.
         let since = self.since.load(Ordering::Relaxed);
         if since != IDLE && begin.elapsed() >= Duration::from_nanos(since).saturating_add(limit) {
-            self.seat.interrupt(interrupt);
+            self.seat.interrupt();
         }
     }
 }
@@ -48,10 +47,15 @@ impl Worker {
 pub(crate) struct Watched<'a> {
     worker: &'a Worker,
     begin: Instant,
-    _seated: Option<Seated<'a>>,
+    _seated: Seated<'a>,
 }
 
 impl Watched<'_> {
+    /// Where the worker can be interrupted.
+    pub(crate) fn seat(&self) -> &Arc<Seat> {
+        &self.worker.seat
+    }
+
     /// Runs `call` under the watchdog's eye.
     pub(crate) fn during<T>(&self, call: impl FnOnce() -> T) -> T {
         let now = u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(IDLE - 1);

@@ -3,10 +3,12 @@
 //! A [`Case`] is data: commands of `premap`, and expectations on the JSON that they print. Judging is a pure function
 //! of that JSON, so it is tested here without a kernel. An expectation is on counts, which are exact, or on times,
 //! which an emulator on a busy machine makes noisy: [`Kind`] says which. Only times may be measured again, and they are
-//! judged by the shortest of all attempts, since what disturbs a measurement only ever makes it longer.
+//! judged by the shortest of all attempts, since what disturbs a measurement only ever makes it longer. How many faults a
+//! guest takes while it is being mapped is such a time too: it says who was faster.
 
 mod run;
 
+use run::Row;
 pub(crate) use run::Run;
 
 /// How many times a case whose times fall short is measured in all.
@@ -133,6 +135,35 @@ const PARALLEL: &[Expectation] = &[Expectation {
     },
 }];
 
+/// Demand, and then mapping on a spare vCPU while the guest runs.
+const MEANWHILE: &[Expectation] = &[
+    Expectation {
+        what: "in the background both stages map every byte",
+        kind: Kind::Count,
+        judge: |runs| {
+            let row = pair(runs)?.1;
+            let bytes = row.host.bytes.min(row.second.bytes);
+            at_least("bytes", bytes, row.pages * 4096)
+        },
+    },
+    Expectation {
+        what: "a guest mapped meanwhile takes 0.4 of demand's faults or fewer",
+        kind: Kind::Time,
+        judge: |runs| {
+            let (demand, meanwhile) = pair(runs)?;
+            at_most("faults", meanwhile.guest.faults, percent(demand.guest.faults, 40))
+        },
+    },
+    Expectation {
+        what: "a guest mapped meanwhile runs in half of demand's time or less",
+        kind: Kind::Time,
+        judge: |runs| {
+            let (demand, meanwhile) = pair(runs)?;
+            at_most("guest ns", meanwhile.guest.ns, demand.guest.ns / 2)
+        },
+    },
+];
+
 /// Returns every case, in the order in which they run.
 pub(crate) fn cases() -> Vec<Case> {
     let command = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
@@ -156,7 +187,18 @@ pub(crate) fn cases() -> Vec<Case> {
         commands: vec![with_vcpus(1), with_vcpus(2)],
         expectations: PARALLEL,
     });
+    let with_strategy = |strategy| command(&format!("run --memory 128M --strategy {strategy} --json"));
+    cases.push(Case {
+        name: "mapping while the guest runs".to_owned(),
+        commands: vec![with_strategy("demand"), with_strategy("background")],
+        expectations: MEANWHILE,
+    });
     cases
+}
+
+fn pair(runs: &[Run]) -> Result<(&Row, &Row), String> {
+    let [demand, meanwhile] = runs else { return Err("two runs are needed".to_owned()) };
+    Ok((demand.row("demand")?, meanwhile.row("background")?))
 }
 
 fn only(runs: &[Run]) -> Result<&Run, String> {
@@ -258,6 +300,17 @@ mod tests {
         let mut rows = good();
         rows[3]["second"]["supported"] = json!(false);
         check(NEVER_WORSE, &[rows], &["every strategy"]);
+    }
+
+    #[test]
+    fn mapping_meanwhile_is_compared_with_demand() {
+        let demand = vec![row("demand", 0, 3000, 16_388)];
+        let meanwhile = |guest, faults| vec![row("background", 900, guest, faults)];
+        check(MEANWHILE, &[demand.clone(), meanwhile(1500, 6_555)], &[]);
+        check(MEANWHILE, &[demand.clone(), meanwhile(1501, 6_556)], &["0.4 of demand's faults", "half"]);
+        let mut short = meanwhile(1, 1);
+        short[0]["second"]["bytes"] = json!(67_108_863);
+        check(MEANWHILE, &[demand, short], &["every byte"]);
     }
 
     #[test]

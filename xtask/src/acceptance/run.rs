@@ -18,11 +18,13 @@ pub(super) struct Row {
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct HostStage {
     pub(super) ns: u64,
+    pub(super) bytes: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct SecondStage {
     pub(super) ns: u64,
+    pub(super) bytes: u64,
     pub(super) supported: bool,
 }
 
@@ -77,8 +79,8 @@ mod tests {
     fn times_are_the_shortest_of_all_attempts_and_counts_the_last() {
         let run = |host: u64, guest: u64, faults: u64| {
             let rows = json!([{
-                "strategy": "two-stage", "backing": "anon", "pages": 1, "vcpus": 1, "host": {"ns": host},
-                "second": {"ns": 1, "supported": true}, "guest": {"ns": guest, "faults": faults}, "total_ns": 1000,
+                "strategy": "two-stage", "backing": "anon", "pages": 1, "vcpus": 1, "host": {"ns": host, "bytes": 1},
+                "second": {"ns": 1, "bytes": 1, "supported": true}, "guest": {"ns": guest, "faults": faults}, "total_ns": 1000,
             }]);
             Run::parse(rows.to_string().as_bytes()).unwrap()
         };

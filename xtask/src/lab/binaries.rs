@@ -15,7 +15,8 @@ use super::note;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The workspace's programs that a lab command may name, each with its package.
-const PROGRAMS: [(&str, &str); 2] = [("premap", "premap-cli"), ("conformance", "conformance")];
+const PROGRAMS: [(&str, &str); 3] =
+    [("premap", "premap-cli"), ("conformance", "conformance"), ("example-vmm", "example-vmm")];
 
 /// Builds the workspace's program of this name; `None` if there is none.
 pub(crate) fn program(lab: &Path, name: &str) -> Result<Option<GuestFile>> {

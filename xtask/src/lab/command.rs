@@ -32,7 +32,7 @@ pub(crate) struct Options {
     /// Don't build premap for a COMMAND that doesn't need it
     #[arg(long)]
     no_premap: bool,
-    /// What to run: premap, conformance, a busybox applet, or the path of a static program on this machine
+    /// What to run: premap, conformance, example-vmm, a busybox applet, or the path of a static program on this machine
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
 }

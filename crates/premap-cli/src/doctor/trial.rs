@@ -17,7 +17,7 @@ const SETTING: Setting = Setting {
     vcpus: 1,
 };
 
-const MAPPING: Mapping = Mapping { chunk: 4 << 20, deadline: None };
+const MAPPING: Mapping = Mapping { chunk: Some(4 << 20), deadline: None };
 
 /// Runs the trial, if there is a KVM to run it on.
 pub(super) fn check(linux: Option<&Linux>) -> Check {
