@@ -6,6 +6,7 @@
 use std::thread;
 
 use anyhow::{Context, ensure};
+use premap::working_set::Identity;
 use premap::{Engine, Plan, Reason, Region, Report, Stage};
 use premap_address::{Gpa, GpaRange, PAGE_SIZE};
 use premap_guest::{
@@ -15,6 +16,7 @@ use premap_kvm::probe;
 
 use crate::mapping::Mapping;
 use crate::output::progress::Bar;
+use crate::record::{Recorded, watch};
 use crate::strategy::Strategy;
 
 /// Where the measured memory lies in the guest.
@@ -28,6 +30,26 @@ pub(crate) struct Setting {
     pub(crate) access: Access,
     pub(crate) order: Order,
     pub(crate) vcpus: u32,
+}
+
+impl Setting {
+    /// What makes one run's working set another's too: what the guest does, in words.
+    pub(crate) fn identity(&self) -> Identity {
+        let order = match self.order {
+            Order::Ascending => "ascending",
+            Order::Random => "random",
+        };
+        let mut bytes = [0; 32];
+        for (to, from) in bytes.iter_mut().zip(format!("first-touch {} {order}", self.access).bytes()) {
+            *to = from;
+        }
+        Identity(bytes)
+    }
+
+    fn touch(&self) -> anyhow::Result<Touch> {
+        let range = GpaRange::try_new(BASE, self.bytes)?;
+        Ok(Touch { range, access: self.access, order: self.order })
+    }
 }
 
 /// What a strategy cost, and what it brought.
@@ -68,11 +90,7 @@ pub(crate) fn measure<K: Kernel>(
     strategy: Strategy,
     bar: &Bar,
 ) -> anyhow::Result<Outcome> {
-    let touch = Touch {
-        range: GpaRange::try_new(BASE, setting.bytes)?,
-        access: setting.access,
-        order: setting.order,
-    };
+    let touch = setting.touch()?;
     let spares = if strategy == Strategy::Background { setting.vcpus } else { 0 };
     let mut machine = Machine::with_spares(kernel, setting.vcpus, spares)?;
     let memory = Memory::new(setting.bytes, setting.backing)?;
@@ -105,6 +123,17 @@ pub(crate) fn measure<K: Kernel>(
         exits: run.exits,
         mapped,
     })
+}
+
+/// Records what a run touches.
+pub(crate) fn record<K: Kernel>(kernel: &K, setting: &Setting) -> anyhow::Result<Recorded> {
+    let touch = setting.touch()?;
+    let mut machine = Machine::new(kernel, setting.vcpus)?;
+    let memory = Memory::new(setting.bytes, setting.backing)?;
+    let region = region(&touch, &memory);
+    machine.slots().add(BASE, memory, SlotFlags::NONE)?;
+    machine.map_own_memory(touch.range)?;
+    watch(&[region], setting.identity(), || Ok(machine.touch(&touch)?.faults))
 }
 
 /// Lets the guest run from the start, and maps ahead of it on the spare vCPUs.

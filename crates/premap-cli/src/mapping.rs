@@ -7,19 +7,22 @@ use premap_kvm::{Vcpu, Vm};
 
 use crate::output::progress::Bar;
 use crate::strategy::Strategy;
+use crate::working_set::First;
 
 /// What the flags say of mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mapping {
     /// Unless it is the engine's choice.
     pub(crate) chunk: Option<u64>,
     pub(crate) deadline: Option<Duration>,
+    /// What comes first, and how much at most.
+    pub(crate) first: First,
 }
 
 impl Mapping {
     /// The plan for a machine's memory.
     pub(crate) fn plan(&self, regions: Vec<Region>) -> anyhow::Result<Plan> {
-        let plan = Plan::new(regions)?;
+        let plan = Plan::new(self.first.order(regions)?)?;
         Ok(match self.chunk {
             Some(chunk) => plan.with_chunk(chunk)?,
             None => plan,
@@ -29,7 +32,7 @@ impl Mapping {
     /// An engine that runs within the limits, which count from now.
     pub(crate) fn engine<'a>(&self, vm: &'a dyn Vm) -> Engine<'a> {
         let deadline = self.deadline.and_then(|time| Instant::now().checked_add(time));
-        Engine::new().vm(vm).budget(Budget { bytes: None, deadline })
+        Engine::new().vm(vm).budget(Budget { bytes: self.first.budget, deadline })
     }
 
     /// Maps a machine's memory by a strategy; one that maps nothing has a report of zeros.

@@ -10,8 +10,10 @@ use premap_softkvm::Profile;
 
 use crate::exec::Exec;
 use crate::linux_guest;
+use crate::record::Record;
 use crate::size::{Size, duration};
 use crate::td::Td;
+use crate::working_set;
 
 /// Maps a virtual machine's memory before the guest touches it, and shows what that saves.
 #[derive(Debug, Parser)]
@@ -31,6 +33,8 @@ pub(crate) struct Options {
 pub(crate) enum Command {
     /// Map a guest's memory by each strategy, let the guest run, and compare the costs
     Run(Run),
+    /// Run a guest, and write down which memory it touched, for --working-set
+    Record(Record),
     /// Run a VMM, as it is, and map its guest's memory before the guest runs
     Exec(Exec),
     /// Say what this host can do, and what to change where it can't
@@ -76,6 +80,8 @@ pub(crate) struct Run {
     /// Print JSON: an array with an object for each strategy
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) first: working_set::Flags,
     #[command(flatten)]
     pub(crate) linux: linux_guest::Flags,
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use premap::Stage;
+use premap::working_set::Identity;
 use premap_guest::{Backing, Kernel, Memory};
 
 use crate::backend::{self, Backend};
@@ -35,18 +36,18 @@ pub(crate) fn run(options: &options::Run) -> anyhow::Result<ExitCode> {
     check_memory(options)?;
     if options.linux.guest == Guest::Linux {
         let bootable = Bootable::new(options)?;
-        return compare(&bootable.linux, options, |strategy, bar| {
-            bootable.measure(&mapping(options), strategy, bar)
-        });
+        let mapping = mapping(options, || bootable.identity())?;
+        return compare(&bootable.linux, options, |strategy, bar| bootable.measure(&mapping, strategy, bar));
     }
+    let mapping = mapping(options, || setting(options).identity())?;
     match backend::choose(options.backend, options.profile)? {
-        Backend::Kvm(linux) => run_on(&linux, options),
-        Backend::Soft(soft) => run_on(&soft, options),
+        Backend::Kvm(linux) => run_on(&linux, options, &mapping),
+        Backend::Soft(soft) => run_on(&soft, options, &mapping),
     }
 }
 
 /// Refuses what can't be had, before anything is made.
-fn check_memory(options: &options::Run) -> anyhow::Result<()> {
+pub(crate) fn check_memory(options: &options::Run) -> anyhow::Result<()> {
     let (memory, backing) = (options.memory, options.backing);
     let page = backing.page_size();
     if !memory.0.is_multiple_of(page.bytes()) {
@@ -64,7 +65,7 @@ fn check_memory(options: &options::Run) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn setting(options: &options::Run) -> Setting {
+pub(crate) fn setting(options: &options::Run) -> Setting {
     Setting {
         bytes: options.memory.0,
         backing: options.backing,
@@ -74,14 +75,14 @@ fn setting(options: &options::Run) -> Setting {
     }
 }
 
-fn mapping(options: &options::Run) -> Mapping {
-    Mapping { chunk: options.chunk.map(|size| size.0), deadline: options.deadline }
+fn mapping(options: &options::Run, image: impl FnOnce() -> Identity) -> anyhow::Result<Mapping> {
+    let first = options.first.read(image)?;
+    Ok(Mapping { chunk: options.chunk.map(|size| size.0), deadline: options.deadline, first })
 }
 
-fn run_on<K: Kernel>(kernel: &K, options: &options::Run) -> anyhow::Result<ExitCode> {
-    compare(kernel, options, |strategy, bar| {
-        measure(kernel, &setting(options), &mapping(options), strategy, bar)
-    })
+fn run_on<K: Kernel>(kernel: &K, options: &options::Run, mapping: &Mapping) -> anyhow::Result<ExitCode> {
+    let setting = setting(options);
+    compare(kernel, options, |strategy, bar| measure(kernel, &setting, mapping, strategy, bar))
 }
 
 /// Measures each strategy asked for, and prints what they cost.

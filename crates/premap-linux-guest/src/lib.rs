@@ -38,5 +38,5 @@ mod vcpu;
 
 pub use error::{ImageError, LinuxGuestError};
 pub use image::Image;
-pub use machine::{Boot, Lent, LinuxMachine, Shape};
+pub use machine::{Boot, Lent, LinuxMachine, MAX_VCPUS, Shape};
 pub use vcpu::{End, Until};

@@ -22,7 +22,7 @@ const E820_RAM: u32 = 1;
 
 /// Loads the image and gives the address of its entry.
 pub(crate) fn load(image: &Image, ram: &Ram) -> Result<Gpa, LinuxGuestError> {
-    let initrd = place_initrd(image, ram)?;
+    let initrd = place_initrd(image, ram.parts().map(|(_, bytes)| bytes).sum())?;
     ram.with(|memory| {
         let kernel = &mut Cursor::new(image.kernel.as_slice());
         let himem = Some(GuestAddress(KERNEL.raw()));
@@ -45,10 +45,19 @@ pub(crate) fn write(memory: &GuestMemoryMmap, at: Gpa, bytes: &[u8]) -> Result<(
     })
 }
 
+impl Image {
+    /// Checks whether the image fits into so many bytes of memory.
+    ///
+    /// # Errors
+    /// A kernel or an initramfs that does not.
+    pub fn fits(&self, bytes: u64) -> Result<(), ImageError> {
+        place_initrd(self, bytes).map(|_| ())
+    }
+}
+
 /// Where the initramfs goes: as high as kernel and memory allow, clear of what the kernel unpacks itself into.
-fn place_initrd(image: &Image, ram: &Ram) -> Result<Option<Gpa>, ImageError> {
+fn place_initrd(image: &Image, bytes: u64) -> Result<Option<Gpa>, ImageError> {
     let header = image.header;
-    let bytes: u64 = ram.parts().map(|(_, bytes)| bytes).sum();
     let low = bytes.min(HOLE.raw());
     // It unpacks itself at its preferred address, and moves there what was loaded.
     let needed = (header.pref_address.max(KERNEL.raw()) + u64::from(header.init_size))
@@ -113,8 +122,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_told_with_its_size() {
-        let place =
-            |memory, initrd| place_initrd(&image(initrd), &Ram::new(memory, Backing::Anonymous).unwrap());
+        let place = |memory, initrd| place_initrd(&image(initrd), memory);
         assert_eq!(
             place(16 * MIB, 1),
             Err(ImageError::Memory { bytes: 16 * MIB, needed: 32 * MIB }),

@@ -18,6 +18,9 @@ use crate::ram::Ram;
 use crate::vcpu::{self, End, Until, lock};
 use crate::{acpi, cpu, load};
 
+/// How many vCPUs the machine's ACPI tables can name.
+pub const MAX_VCPUS: u32 = 254;
+
 /// What a machine is to be like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -25,7 +28,7 @@ pub struct Shape {
     pub bytes: u64,
     /// What that is made of.
     pub backing: Backing,
-    /// How many vCPUs, 1 to 254.
+    /// How many vCPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
 }
 
@@ -65,7 +68,7 @@ impl LinuxMachine {
     /// # Errors
     /// An image that does not fit the memory, or what the kernel gives.
     pub fn new(linux: &Linux, image: &Image, shape: &Shape) -> Result<Self, LinuxGuestError> {
-        let count = u8::try_from(shape.vcpus).ok().filter(|count| (1..=254).contains(count));
+        let count = u8::try_from(shape.vcpus).ok().filter(|_| (1..=MAX_VCPUS).contains(&shape.vcpus));
         let count = count.ok_or(LinuxGuestError::Vcpus(shape.vcpus))?;
         let ram = Ram::new(shape.bytes, shape.backing)?;
         let entry = load::load(image, &ram)?;

@@ -8,6 +8,7 @@ use crate::mapping::Mapping;
 use crate::output::progress::Bar;
 use crate::size::{Size, thousands};
 use crate::strategy::Strategy;
+use crate::working_set::First;
 
 const SETTING: Setting = Setting {
     bytes: 8 << 20,
@@ -17,14 +18,13 @@ const SETTING: Setting = Setting {
     vcpus: 1,
 };
 
-const MAPPING: Mapping = Mapping { chunk: Some(4 << 20), deadline: None };
-
 /// Runs the trial, if there is a KVM to run it on.
 pub(super) fn check(linux: Option<&Linux>) -> Check {
     let Some(linux) = linux else {
         return Check::new(TRIAL, Status::Missing, "not tried, since /dev/kvm can't be opened");
     };
-    let measure = |strategy| measure(linux, &SETTING, &MAPPING, strategy, &Bar::new(strategy, SETTING.bytes));
+    let mapping = Mapping { chunk: Some(4 << 20), deadline: None, first: First::default() };
+    let measure = |strategy| measure(linux, &SETTING, &mapping, strategy, &Bar::new(strategy, SETTING.bytes));
     match measure(Strategy::Demand).and_then(|demand| Ok((demand, measure(Strategy::TwoStage)?))) {
         Ok((demand, two)) => judge(&demand, &two),
         Err(error) => Check::new(TRIAL, Status::Missing, format!("{error:#}")),

@@ -32,6 +32,7 @@ pub(crate) enum Guest {
 
 /// Which guest, and what a Linux guest boots.
 #[derive(Clone, Debug, Default, Args)]
+#[group(skip)]
 pub(crate) struct Flags {
     /// What runs in the machine
     #[arg(long, value_enum, default_value_t)]
@@ -51,6 +52,9 @@ pub(crate) struct Flags {
     /// Linux guest: how long it may take, as 90s or 5m [default: 300s]
     #[arg(long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     time_limit: Option<Duration>,
+    /// Linux guest: where what its console showed is written, of the last boot
+    #[arg(long, value_name = "FILE")]
+    pub(crate) console: Option<PathBuf>,
 }
 
 impl Flags {
@@ -62,6 +66,7 @@ impl Flags {
             ("--cmdline", self.cmdline.is_some()),
             ("--marker", self.marker.is_some()),
             ("--time-limit", self.time_limit.is_some()),
+            ("--console", self.console.is_some()),
         ];
         match given.into_iter().find(|(_, given)| *given && self.guest != Guest::Linux) {
             Some((flag, _)) => Err(BadUse(format!(

@@ -2,10 +2,13 @@
 
 mod flags;
 
+use std::path::PathBuf;
+
 use anyhow::{Context, anyhow, bail};
+use premap::working_set::Identity;
 use premap_guest::{Kernel, Linux};
 use premap_kvm::probe;
-use premap_linux_guest::{Boot, End, Image, LinuxGuestError, LinuxMachine, Shape, Until};
+use premap_linux_guest::{Boot, End, Image, LinuxMachine, MAX_VCPUS, Shape, Until};
 
 use crate::backend::unopened;
 use crate::failure::{BadUse, tell};
@@ -13,6 +16,7 @@ use crate::first_touch::Outcome;
 use crate::mapping::Mapping;
 use crate::options;
 use crate::output::progress::Bar;
+use crate::record::{Recorded, watch};
 use crate::strategy::Strategy;
 
 pub(crate) use flags::{Flags, Guest};
@@ -23,31 +27,44 @@ pub(crate) struct Bootable {
     image: Image,
     shape: Shape,
     until: Until,
+    console: Option<PathBuf>,
 }
 
 impl Bootable {
     /// Opens the KVM and reads the files that the flags name.
     pub(crate) fn new(options: &options::Run) -> anyhow::Result<Self> {
+        if options.strategy == options::Choice::Background {
+            return Err(BadUse(
+                "--strategy background: the Linux guest has no spare vCPUs; leave --guest linux away, or take two-stage"
+                    .to_owned(),
+            )
+            .into());
+        }
         let image = options.linux.image()?;
+        let fits = image.fits(options.memory.0);
+        fits.map_err(|error| BadUse(format!("--memory {}: {error}", options.memory.flag())))?;
+        if options.vcpus > MAX_VCPUS {
+            let vcpus = options.vcpus;
+            return Err(BadUse(format!("--vcpus {vcpus}: the Linux guest has 1 to {MAX_VCPUS}")).into());
+        }
         let shape = Shape { bytes: options.memory.0, backing: options.backing, vcpus: options.vcpus };
         let linux = open(options.backend)?;
-        Ok(Self { linux, image, shape, until: options.linux.until() })
+        let console = options.linux.console.clone();
+        Ok(Self { linux, image, shape, until: options.linux.until(), console })
     }
 
     /// Makes a fresh machine with the image in its memory.
     pub(crate) fn machine(&self) -> anyhow::Result<LinuxMachine> {
-        LinuxMachine::new(&self.linux, &self.image, &self.shape).map_err(|error| match error {
-            LinuxGuestError::Image(_) | LinuxGuestError::Vcpus(_) => {
-                BadUse(format!("--guest linux: {error}")).into()
-            }
-            other => anyhow!(other),
-        })
+        Ok(LinuxMachine::new(&self.linux, &self.image, &self.shape)?)
     }
 
     /// Boots a machine up to where it is to run.
     pub(crate) fn boot(&self, machine: &mut LinuxMachine) -> anyhow::Result<Boot> {
         let boot = machine.boot(&self.until)?;
         let console = machine.console();
+        if let Some(path) = &self.console {
+            std::fs::write(path, &console).with_context(|| format!("--console {}", path.display()))?;
+        }
         let last = console.lines().map(str::trim).rfind(|line| !line.is_empty());
         let last = last.map_or("its console is empty".to_owned(), |line| format!("its last line: {line}"));
         let marker = self.until.marker.as_deref();
@@ -62,6 +79,18 @@ impl Bootable {
             }
             (end, None) => bail!("the guest {} where it was to power off; {last}", ended(end)),
         }
+    }
+
+    /// What makes one boot's working set another's too.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity(self.image.digest())
+    }
+
+    /// Records what a boot touches.
+    pub(crate) fn record(&self) -> anyhow::Result<Recorded> {
+        let mut machine = self.machine()?;
+        let memory = machine.regions(premap::Touch::Write);
+        watch(&memory, self.identity(), || Ok(self.boot(&mut machine)?.cost.faults))
     }
 
     /// Measures one strategy.
