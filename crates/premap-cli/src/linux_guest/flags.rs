@@ -15,9 +15,9 @@ use crate::size::duration;
 const KERNEL: &str = "PREMAP_GUEST_KERNEL";
 const INITRD: &str = "PREMAP_GUEST_INITRD";
 const MARKER: &str = "PREMAP_GUEST_MARKER";
-/// A console, few words, a reboot instead of a halt after a panic, and the kernel at the same place at every boot: else a
+/// A console, few words, a reboot instead of a halt after a panic, no bus that is not there, and the kernel at the same place at every boot: else a
 /// recorded working set would be another boot's.
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1 nokaslr";
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=off nokaslr";
 const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 /// What runs in the machine.
@@ -43,7 +43,7 @@ pub(crate) struct Flags {
     /// Linux guest: the initramfs [env: PREMAP_GUEST_INITRD, together with the kernel's]
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// Linux guest: the kernel's command line [default: "console=ttyS0 quiet panic=-1 nokaslr"]
+    /// Linux guest: the kernel's command line [default: "console=ttyS0 quiet panic=-1 pci=off nokaslr"]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
     /// Linux guest: what its console shows when it is up; without it the guest must power off [env: PREMAP_GUEST_MARKER]
