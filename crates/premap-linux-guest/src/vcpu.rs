@@ -139,6 +139,12 @@ fn step(fd: &mut VcpuFd, ports: &Mutex<Ports>) -> Result<Option<End>, String> {
         Ok(VcpuExit::MmioWrite(..)) => Ok(None),
         // A triple fault, which is a way to reset a PC.
         Ok(VcpuExit::Shutdown) => Ok(Some(End::Reset)),
+        Ok(VcpuExit::InternalError) => {
+            Err("KVM_EXIT_INTERNAL_ERROR: this KVM can't do what the kernel asks of a processor".to_owned())
+        }
+        Ok(VcpuExit::FailEntry(reason, cpu)) => {
+            Err(format!("KVM_EXIT_FAIL_ENTRY, hardware reason {reason:#x} on CPU {cpu}"))
+        }
         Ok(exit) => Err(format!("{exit:?}")),
         // A vCPU that another started gives EAGAIN first.
         Err(error) => match errno(error) {

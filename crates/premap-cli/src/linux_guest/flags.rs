@@ -15,8 +15,8 @@ use crate::size::duration;
 const KERNEL: &str = "PREMAP_GUEST_KERNEL";
 const INITRD: &str = "PREMAP_GUEST_INITRD";
 const MARKER: &str = "PREMAP_GUEST_MARKER";
-/// A console, few words, a reboot instead of a halt after a panic, no bus that is not there, and the kernel at the same place at every boot: else a
-/// recorded working set would be another boot's.
+/// A console, few words, a reboot instead of a halt after a panic, no bus that is not there, and the kernel at the same
+/// place at every boot: else a recorded working set would be another boot's.
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=off nokaslr";
 const TIME_LIMIT: Duration = Duration::from_secs(300);
 
