@@ -117,8 +117,10 @@ impl AddressSpace {
         let mut from = range.start;
         while from < range.end {
             self.query(from..range.end, exclusivity, &mut runs)?;
+            // An answer that tells nothing would be asked for again and again.
+            let Some(last) = runs.last() else { break };
+            from = last.end();
             all.append(&mut runs);
-            from = all.last().map_or(range.end, Run::end);
         }
         Ok(all)
     }

@@ -9,15 +9,13 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use premap::Touch;
 use premap::working_set::{Identity, Recorder, WorkingSet};
-use premap_guest::Kernel;
 use serde_json::json;
 
 use crate::backend::{self, Backend};
-use crate::failure::BadUse;
 use crate::first_touch;
 use crate::linux_guest::{Bootable, Guest};
-use crate::options::{Choice, Run};
-use crate::run::{check_memory, setting};
+use crate::options::Machine;
+use crate::run::{check, setting};
 use crate::size::{Size, thousands};
 
 /// How often the memory is looked at.
@@ -33,7 +31,10 @@ pub(crate) struct Record {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
-    run: Run,
+    machine: Machine,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// What a run left.
@@ -46,25 +47,20 @@ pub(crate) struct Recorded {
 
 /// Records, writes the file, and says what is in it.
 pub(crate) fn run(options: &Record) -> anyhow::Result<ExitCode> {
-    refuse_mapping(&options.run)?;
-    options.run.linux.check()?;
-    check_memory(&options.run)?;
-    let recorded = match options.run.linux.guest {
-        Guest::Linux => Bootable::new(&options.run)?.record()?,
-        Guest::FirstTouch => match backend::choose(options.run.backend, options.run.profile)? {
-            Backend::Kvm(linux) => record(&linux, &options.run)?,
-            Backend::Soft(soft) => record(&soft, &options.run)?,
+    let machine = &options.machine;
+    check(machine)?;
+    let recorded = match machine.linux.guest {
+        Guest::Linux => Bootable::new(machine)?.record()?,
+        Guest::FirstTouch => match backend::choose(machine.backend, machine.profile)? {
+            Backend::Kvm(linux) => first_touch::record(&linux, &setting(machine))?,
+            Backend::Soft(soft) => first_touch::record(&soft, &setting(machine))?,
         },
     };
     let path = options.out.display();
     std::fs::write(&options.out, recorded.set.encode()).with_context(|| format!("--out {path}"))?;
-    let text = if options.run.json { json(options, &recorded) } else { text(options, &recorded) };
+    let text = if options.json { json(options, &recorded) } else { text(options, &recorded) };
     stdout().lock().write_all(text.as_bytes()).context("writing to stdout")?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn record<K: Kernel>(kernel: &K, options: &Run) -> anyhow::Result<Recorded> {
-    first_touch::record(kernel, &setting(options))
 }
 
 /// Watches `memory` while a guest runs, which is to give its faults.
@@ -80,21 +76,6 @@ pub(crate) fn watch(
     let set = recorder.finish(identity)?;
     ensure!(set.bytes() > 0, "the guest touched nothing");
     Ok(Recorded { set, looks, method, faults })
-}
-
-fn refuse_mapping(run: &Run) -> Result<(), BadUse> {
-    let given = [
-        ("--strategy", !matches!(run.strategy, Choice::All | Choice::Demand)),
-        ("--chunk", run.chunk.is_some()),
-        ("--deadline", run.deadline.is_some()),
-        ("--working-set or --budget", !run.first.are_absent()),
-    ];
-    match given.into_iter().find(|(_, given)| *given) {
-        Some((flag, _)) => {
-            Err(BadUse(format!("{flag}: nothing is mapped ahead while it is recorded; leave it away")))
-        }
-        None => Ok(()),
-    }
 }
 
 /// Bytes that were written, and that were only read.

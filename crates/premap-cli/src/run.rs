@@ -32,23 +32,31 @@ pub(crate) struct Common {
 
 /// Runs the strategies and prints what they cost.
 pub(crate) fn run(options: &options::Run) -> anyhow::Result<ExitCode> {
-    options.linux.check()?;
-    check_memory(options)?;
-    if options.linux.guest == Guest::Linux {
-        let bootable = Bootable::new(options)?;
+    let machine = &options.machine;
+    check(machine)?;
+    if machine.linux.guest == Guest::Linux {
+        if options.strategy == options::Choice::Background {
+            return Err(BadUse(
+                "--strategy background: the Linux guest has no spare vCPUs; leave --guest linux away, or take two-stage"
+                    .to_owned(),
+            )
+            .into());
+        }
+        let bootable = Bootable::new(machine)?;
         let mapping = mapping(options, || bootable.identity())?;
         return compare(&bootable.linux, options, |strategy, bar| bootable.measure(&mapping, strategy, bar));
     }
-    let mapping = mapping(options, || setting(options).identity())?;
-    match backend::choose(options.backend, options.profile)? {
+    let mapping = mapping(options, || setting(machine).identity())?;
+    match backend::choose(machine.backend, machine.profile)? {
         Backend::Kvm(linux) => run_on(&linux, options, &mapping),
         Backend::Soft(soft) => run_on(&soft, options, &mapping),
     }
 }
 
 /// Refuses what can't be had, before anything is made.
-pub(crate) fn check_memory(options: &options::Run) -> anyhow::Result<()> {
-    let (memory, backing) = (options.memory, options.backing);
+pub(crate) fn check(machine: &options::Machine) -> anyhow::Result<()> {
+    machine.linux.check()?;
+    let (memory, backing) = (machine.memory, machine.backing);
     let page = backing.page_size();
     if !memory.0.is_multiple_of(page.bytes()) {
         let memory = memory.flag();
@@ -65,13 +73,14 @@ pub(crate) fn check_memory(options: &options::Run) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(crate) fn setting(options: &options::Run) -> Setting {
+/// What the first-touch guest does, and on what.
+pub(crate) fn setting(machine: &options::Machine) -> Setting {
     Setting {
-        bytes: options.memory.0,
-        backing: options.backing,
-        access: options.touch.into(),
-        order: options.order.into(),
-        vcpus: options.vcpus,
+        bytes: machine.memory.0,
+        backing: machine.backing,
+        access: machine.touch.into(),
+        order: machine.order.into(),
+        vcpus: machine.vcpus,
     }
 }
 
@@ -81,7 +90,7 @@ fn mapping(options: &options::Run, image: impl FnOnce() -> Identity) -> anyhow::
 }
 
 fn run_on<K: Kernel>(kernel: &K, options: &options::Run, mapping: &Mapping) -> anyhow::Result<ExitCode> {
-    let setting = setting(options);
+    let setting = setting(&options.machine);
     compare(kernel, options, |strategy, bar| measure(kernel, &setting, mapping, strategy, bar))
 }
 
@@ -91,14 +100,14 @@ fn compare<K: Kernel>(
     options: &options::Run,
     measure: impl Fn(Strategy, &Bar) -> anyhow::Result<Outcome>,
 ) -> anyhow::Result<ExitCode> {
-    let setting = setting(options);
+    let setting = setting(&options.machine);
     let mut outcomes = Vec::new();
     for strategy in options.strategy.strategies() {
         let bar = Bar::new(strategy, setting.bytes);
         let outcome = measure(strategy, &bar);
         outcomes.push(outcome.with_context(|| strategy.name())?);
     }
-    let guest = options.linux.guest;
+    let guest = options.machine.linux.guest;
     let common = Common { backend: K::NAME, kernel: kernel.release(), guest, setting };
     let text = if options.json { json::array(&common, &outcomes)? } else { table::text(&common, &outcomes) };
     stdout().lock().write_all(text.as_bytes()).context("writing to stdout")?;

@@ -48,11 +48,6 @@ pub(crate) struct First {
 }
 
 impl Flags {
-    /// Whether nothing was asked for.
-    pub(crate) fn are_absent(&self) -> bool {
-        self.working_set.is_none() && self.budget.is_none()
-    }
-
     /// Reads the file, if there is one, for the image that `identity` names.
     pub(crate) fn read(&self, identity: impl FnOnce() -> Identity) -> anyhow::Result<First> {
         let set = self.working_set.as_deref().map(read).transpose()?;

@@ -103,6 +103,6 @@ fn a_file_that_does_not_fit_is_refused_before_anything_runs() {
 fn nothing_is_mapped_ahead_while_it_is_recorded() {
     for flag in ["--strategy two-stage", "--chunk 2M", "--deadline 1s", "--budget 1M"] {
         let name = flag.split(' ').next().unwrap();
-        refused(&format!("record --out /nowhere/file {flag}"), &[name, "leave it away"]);
+        refused(&format!("record --out /nowhere/file {flag}"), &[name, "no such flag"]);
     }
 }

@@ -32,14 +32,7 @@ pub(crate) struct Bootable {
 
 impl Bootable {
     /// Opens the KVM and reads the files that the flags name.
-    pub(crate) fn new(options: &options::Run) -> anyhow::Result<Self> {
-        if options.strategy == options::Choice::Background {
-            return Err(BadUse(
-                "--strategy background: the Linux guest has no spare vCPUs; leave --guest linux away, or take two-stage"
-                    .to_owned(),
-            )
-            .into());
-        }
+    pub(crate) fn new(options: &options::Machine) -> anyhow::Result<Self> {
         let image = options.linux.image()?;
         let fits = image.fits(options.memory.0);
         fits.map_err(|error| BadUse(format!("--memory {}: {error}", options.memory.flag())))?;
