@@ -12,7 +12,7 @@ use crate::lab::machine::Machine;
 use crate::lab::{Lab, binaries, environment};
 
 /// The packages whose tests run in the lab as well as on the host.
-const PACKAGES: &[&str] = &["conformance", "premap-guest"];
+const PACKAGES: &[&str] = &["conformance", "premap-guest", "premap-linux-guest"];
 /// The example VMM runs there too.
 const EXAMPLE: &str = "example-vmm";
 /// How many random scripts each kernel is compared on.
