@@ -20,6 +20,7 @@ macro_rules! test_every_scenario {
         $crate::test_every_scenario! { $kernel:
             background: memory_is_mapped_while_the_guest_runs,
             background: a_stop_midway_loses_nothing,
+            background: a_slot_that_goes_with_its_memory_is_skipped,
             background: slots_come_and_go_under_the_guard,
             backings: every_backing_is_mapped_whole,
             backings: the_trap_is_reproduced_and_both_stages_avoid_it,

@@ -3,11 +3,11 @@
 use std::thread;
 use std::time::Duration;
 
-use premap::{Background, Engine, Gate, Reason, Report, Stage};
+use premap::{Background, Engine, Gate, Plan, Reason, Report, Stage, Touch};
 use premap_guest::{Backing, Kernel, Lent, Memory, Run, SlotFlags, Slots};
 
 use super::FEW;
-use crate::fixture::{BASE, Fixture, PAGE, check_sums, lost};
+use crate::fixture::{BASE, Fixture, PAGE, check_sums, lost, pages, plan};
 
 /// 16 MiB, mapped in 64 chunks: some tens of milliseconds on the slowest kernel.
 const PAGES: u64 = 4096;
@@ -17,7 +17,8 @@ const CHUNK: u64 = 64 * PAGE;
 pub fn memory_is_mapped_while_the_guest_runs<K: Kernel>(kernel: &K) {
     for backing in [Backing::Anonymous, Backing::Memfd] {
         let mut fixture = Fixture::with_spare(kernel, PAGES, backing);
-        let (report, run) = beside_the_guest(&mut fixture, Engine::new(), |background, _| {
+        let plan = fixture.plan();
+        let (report, run) = beside_the_guest(&mut fixture, Engine::new(), plan, |background, _| {
             background.join().expect("threads can be had")
         });
         assert!(report.is_complete(), "{backing}: {report:?}");
@@ -32,7 +33,8 @@ pub fn memory_is_mapped_while_the_guest_runs<K: Kernel>(kernel: &K) {
 pub fn a_stop_midway_loses_nothing<K: Kernel>(kernel: &K) {
     for attempt in 0..20 {
         let mut fixture = Fixture::with_spare(kernel, PAGES, Backing::Anonymous);
-        let (report, _) = beside_the_guest(&mut fixture, Engine::new(), |background, _| {
+        let plan = fixture.plan();
+        let (report, _) = beside_the_guest(&mut fixture, Engine::new(), plan, |background, _| {
             while background.progress().second <= attempt * CHUNK && !background.is_finished() {
                 thread::yield_now();
             }
@@ -45,8 +47,7 @@ pub fn a_stop_midway_loses_nothing<K: Kernel>(kernel: &K) {
         for stage in [Stage::Host, Stage::Second] {
             assert!(lost(&report, stage).iter().all(|(_, why)| *why == Reason::Stopped), "{report:?}");
         }
-        let plan = fixture.plan();
-        assert!(fixture.map(Engine::new(), &plan).is_complete());
+        assert!(fixture.map(Engine::new(), &fixture.plan()).is_complete());
         assert!(fixture.write_all().faults <= FEW);
         return;
     }
@@ -64,7 +65,8 @@ pub fn slots_come_and_go_under_the_guard<K: Kernel>(kernel: &K) {
         let mut fixture = Fixture::with_spare(kernel, PAGES, Backing::Anonymous);
         // The watchdog would cover for a guard that does not hold.
         let engine = Engine::new().gate(&gate).patience(Duration::from_secs(3600));
-        let (report, run) = beside_the_guest(&mut fixture, engine, |background, slots| {
+        let plan = fixture.plan();
+        let (report, run) = beside_the_guest(&mut fixture, engine, plan, |background, slots| {
             while changes < TIMES && !background.is_finished() {
                 come_and_go::<K>(slots, &gate);
                 changes += 1;
@@ -84,6 +86,34 @@ pub fn slots_come_and_go_under_the_guard<K: Kernel>(kernel: &K) {
     }
 }
 
+/// A slot is deleted and its memory unmapped while the engine is at it: what was not mapped yet is skipped at both stages, to
+/// the byte, and the rest of the plan is mapped.
+pub fn a_slot_that_goes_with_its_memory_is_skipped<K: Kernel>(kernel: &K) {
+    let mut fixture = Fixture::with_spare(kernel, PAGES, Backing::Anonymous);
+    let gone = pages(2 * PAGES, PAGES);
+    let memory = Memory::new(gone.bytes(), Backing::Anonymous).expect("16 MiB can be had");
+    let regions = [memory.region(gone.start(), Touch::Write), fixture.region(Touch::Write)];
+    let slot =
+        fixture.machine.slots().add(gone.start(), memory, SlotFlags::NONE).expect("the slot can be made");
+    let plan = plan(regions);
+    let (report, _) = beside_the_guest(&mut fixture, Engine::new(), plan, |background, slots| {
+        while background.progress().second == 0 {
+            thread::yield_now();
+        }
+        let guard = background.gate().close();
+        guard.forget(gone);
+        drop(slots.remove(slot).expect("the slot can be removed"));
+        drop(guard);
+        background.join().expect("threads can be had")
+    });
+    for (stage, sums) in [(Stage::Host, report.host), (Stage::Second, report.second)] {
+        let skipped = lost(&report, stage);
+        assert!(skipped.iter().all(|(_, why)| *why == Reason::NoMemslot), "{report:?}");
+        assert!(skipped.iter().all(|(range, _)| range.intersection(gone) == Some(*range)), "{report:?}");
+        assert!(sums.mapped > PAGES * PAGE, "something of both slots was mapped: {report:?}");
+    }
+}
+
 /// Makes a slot behind the fixture's and deletes it again, each under the guard.
 fn come_and_go<K: Kernel>(slots: &mut Slots<'_, K::Vm>, gate: &Gate) {
     let memory = Memory::new(16 * PAGE, Backing::Anonymous).expect("64 KiB can be had");
@@ -100,11 +130,12 @@ fn come_and_go<K: Kernel>(slots: &mut Slots<'_, K::Vm>, gate: &Gate) {
 fn beside_the_guest<K: Kernel>(
     fixture: &mut Fixture<K>,
     engine: Engine<'_>,
+    plan: Plan,
     vmm: impl FnOnce(Background<'_>, &mut Slots<'_, K::Vm>) -> Report,
 ) -> (Report, Run) {
     let writes = fixture.writes();
     fixture.machine.map_own_memory(writes.range).expect("the guest reaches its memory");
-    let plan = fixture.plan().with_chunk(CHUNK).expect("a chunk is made of pages");
+    let plan = plan.with_chunk(CHUNK).expect("a chunk is made of pages");
     let Lent { vcpus, spares, mut slots, .. } = fixture.machine.lend();
     let (report, run) = thread::scope(|scope| {
         let spares = spares.iter_mut().collect();

@@ -1,8 +1,8 @@
 //! What pre-faulting resident memory of 4 KiB pages costs, all told, on one vCPU and on two.
 //!
-//! `cargo bench -p premap-softkvm --bench prefault -- [MiB]`; one line of JSON a measurement. Each round maps everything
-//! anew in a fresh VM; the fastest round and the median are told, and the least processor time, which says more where the
-//! machine has other work.
+//! Each round maps everything anew in a fresh VM. `premap` is the wall-clock time; `premap_processor`, the threads' own, says
+//! more where the machine has other work. The median counts, and the spread is (max - min) / median. `--mib N` sets the
+//! memory, `--rounds N` how often it is mapped.
 
 #[path = "../tests/guest/mod.rs"]
 mod guest;
@@ -11,13 +11,13 @@ use std::ops::Range;
 use std::thread;
 use std::time::Instant;
 
+use bench_report::{Line, flag, json, wants_json};
 use guest::{Memory, attach, mapped, pre_fault_all, vm};
 use premap_address::PAGE_SIZE;
 use premap_softkvm::{Profile, SoftVm};
 use rustix::time::{ClockId, clock_gettime};
 
 const GPA: u64 = 1 << 32;
-const ROUNDS: usize = 9;
 
 /// What one round cost, in nanoseconds a page.
 struct Cost {
@@ -65,22 +65,28 @@ fn round(memory: &Memory, vcpus: u32) -> Cost {
 }
 
 fn main() {
-    let mebibytes = std::env::args().find_map(|argument| argument.parse::<u64>().ok()).unwrap_or(1024);
-    let memory = Memory::anonymous(mebibytes * 256);
+    let (mebibytes, rounds) = (flag("--mib", 4096), flag("--rounds", 9));
+    let memory = Memory::anonymous(mebibytes as u64 * 256);
     memory.populate_write(0..memory.pages());
-    let mut rounds = [1, 2].map(|vcpus| (vcpus, Vec::new()));
-    for _ in 0..ROUNDS {
-        for (vcpus, results) in &mut rounds {
-            results.push(round(&memory, *vcpus));
+    let mut costs = [1, 2].map(|vcpus| (vcpus, Vec::new()));
+    for _ in 0..rounds {
+        for (vcpus, costs) in &mut costs {
+            costs.push(round(&memory, *vcpus));
         }
     }
-    for (vcpus, mut results) in rounds {
-        results.sort_by(|one, other| one.elapsed.total_cmp(&other.elapsed));
-        let (minimum, median) = (&results[0], &results[ROUNDS / 2]);
-        let processor = results.iter().map(|cost| cost.processor).fold(f64::INFINITY, f64::min);
-        println!(
-            r#"{{"bench":"prefault_4k","mebibytes":{mebibytes},"vcpus":{vcpus},"ns_a_page":{{"minimum":{:.2},"median":{:.2},"processor":{:.2}}}}}"#,
-            minimum.elapsed, median.elapsed, processor,
-        );
+    let mut lines = Vec::new();
+    for (vcpus, costs) in costs {
+        for (subject, of) in [
+            ("premap", (|cost| cost.elapsed) as fn(&Cost) -> f64),
+            ("premap_processor", |cost| cost.processor),
+        ] {
+            let samples = costs.iter().map(of).collect();
+            lines.push(Line::new(("prefault_4k", subject), vcpus as usize, "ns/page", samples));
+        }
+    }
+    if wants_json() {
+        println!("{}", json(&lines).expect("lines are plain"));
+    } else {
+        lines.iter().for_each(|line| println!("{line}"));
     }
 }

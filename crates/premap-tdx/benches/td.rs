@@ -10,6 +10,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
+use bench_report::{Line, flag, json, wants_json};
 use premap_tdx::measure::{Event, events};
 use premap_tdx::sha384::{DefaultSha384, Sha384};
 use premap_tdx::{Digest, Image, Order, Rules, Section, Tdvf, measure};
@@ -20,16 +21,6 @@ mod common;
 
 const VOLUME: u32 = 1 << 20;
 const VARIABLES: u32 = 0x1000;
-
-#[derive(serde::Serialize)]
-struct Line {
-    bench: &'static str,
-    subject: &'static str,
-    threads: usize,
-    value: f64,
-    unit: &'static str,
-    spread: f64,
-}
 
 /// A firmware whose volume is all measured.
 fn firmware() -> Vec<u8> {
@@ -75,9 +66,7 @@ fn processor_time() -> Duration {
 }
 
 fn main() {
-    let json = std::env::args().any(|argument| argument == "--json");
-    let rounds = std::env::args().skip_while(|argument| argument != "--rounds").nth(1);
-    let rounds: usize = rounds.map_or(201, |rounds| rounds.parse().expect("--rounds takes a number"));
+    let rounds = flag("--rounds", 201);
 
     let image = Image::new(firmware());
     let tdvf = Tdvf::parse(&image).expect("the image is good");
@@ -97,7 +86,9 @@ fn main() {
     #[cfg(feature = "ring")]
     subjects.push(("ring", Box::new(|| alone::<premap_tdx::sha384::Ring>(&stream))));
 
-    let mut times = vec![Vec::new(); subjects.len()];
+    #[expect(clippy::cast_precision_loss, reason = "a million or two")]
+    let megabytes = stream.len() as f64 / 1e6;
+    let mut rates = vec![Vec::new(); subjects.len()];
     for round in 0..=rounds {
         for turn in 0..subjects.len() {
             let index = (turn + round) % subjects.len();
@@ -106,30 +97,20 @@ fn main() {
             let seconds = (processor_time() - begin).as_secs_f64();
             assert_eq!(digest, expected, "{}", subjects[index].0);
             if round > 0 {
-                times[index].push(seconds);
+                rates[index].push(megabytes / seconds);
             }
         }
     }
-    #[expect(clippy::cast_precision_loss, reason = "a million or two")]
-    let megabytes = stream.len() as f64 / 1e6;
+    let line = |subject, rates| Line::new(("measure", subject), 1, "MB/s", rates);
     let lines: Vec<Line> =
-        subjects.iter().zip(times).map(|(&(subject, _), times)| line(subject, megabytes, times)).collect();
-    if json {
-        println!("{}", serde_json::to_string_pretty(&lines).expect("lines are plain"));
+        subjects.iter().zip(rates).map(|(&(subject, _), rates)| line(subject, rates)).collect();
+    if wants_json() {
+        println!("{}", json(&lines).expect("lines are plain"));
         return;
     }
     println!("{megabytes:.1} MB hashed, the default library is {}", DefaultSha384::NAME);
-    for Line { bench, subject, value, unit, spread, .. } in &lines {
-        println!("{bench:8} {subject:14} {value:8.1} {unit}  spread {spread:.2}");
-    }
+    lines.iter().for_each(|line| println!("{line}"));
     if let [ours, floor, ..] = lines.as_slice() {
         println!("{:.3} times the rate of the library alone", ours.value / floor.value);
     }
-}
-
-fn line(subject: &'static str, megabytes: f64, mut times: Vec<f64>) -> Line {
-    times.sort_by(f64::total_cmp);
-    let median = times[times.len() / 2];
-    let spread = (times[times.len() - 1] - times[0]) / median;
-    Line { bench: "measure", subject, threads: 1, value: megabytes / median, unit: "MB/s", spread }
 }

@@ -1,34 +1,54 @@
-//! The engine's host stage against a bare loop of the same system call, in one run.
+//! The engine against bare loops of its system calls, in one run.
 //!
-//! `host_stage`: fresh anonymous memory of 4 KiB pages, 1 and 2 threads, nanoseconds a page. `chunk`: what a chunk costs
-//! over the call itself, measured on memory that is present already, microseconds. Subjects take turns, so that a machine
-//! whose speed drifts treats both alike; the median counts, and the spread is (max - min) / median.
+//! | bench | what is done | unit |
+//! |---|---|---|
+//! | `host_stage` | fresh anonymous memory of 4 KiB pages is made present, on 1 and 2 threads | ns a page |
+//! | `chunk` | memory that is present already goes through both stages in chunks of 2 MiB | us a chunk |
+//! | `small_run` | the same with 4 MiB in a run of its own | us a run |
+//!
+//! The second stage of the last two is a vCPU that does nothing, so that what premap takes longer than `madvise_alone` is
+//! the engine's own. Subjects take turns piece by piece, a piece of memory being a sample, so that what else runs on the
+//! machine meets both alike; the median counts, and the spread is (max - min) / median. `--mib N` sets the memory, `--rounds
+//! N` how often all of it is gone through.
 // UNSAFETY: mmap, madvise and munmap of memory that nothing refers to.
 #![expect(unsafe_code, reason = "maps memory to populate it")]
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use bench_report::{Line, flag, json, wants_json};
 use premap::{Backing, Engine, Gpa, GpaRange, Hva, Plan, Region, Stages, Touch};
-use premap_kvm::linux::Vcpu;
+use premap_kvm::abi::kvm_pre_fault_memory;
+use premap_kvm::{Stats, Vcpu};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
-use std::os::fd::OwnedFd;
 
 const CHUNK: usize = 16 << 20;
 const SMALL_CHUNK: usize = 2 << 20;
+const SMALL_RUN: usize = 4 << 20;
+/// Large, so that a run's beginning and end weigh little.
+const PIECE: usize = 256 << 20;
+/// Small, so that most samples are not disturbed by another program's turn on the processor.
+const OVERHEAD: usize = 64 << 20;
 const PAGE: usize = 4096;
-const ROUNDS: usize = 5;
 
-#[derive(serde::Serialize)]
-struct Line {
-    bench: &'static str,
-    subject: &'static str,
-    threads: usize,
-    value: f64,
-    unit: &'static str,
-    spread: f64,
+/// A vCPU whose second stage costs nothing.
+struct Null;
+
+impl Vcpu for Null {
+    fn pre_fault_memory(&mut self, range: &mut kvm_pre_fault_memory) -> premap_kvm::Result<()> {
+        (range.gpa, range.size) = (range.gpa + range.size, 0);
+        Ok(())
+    }
+
+    fn renew_root(&mut self) -> premap_kvm::Result<()> {
+        Ok(())
+    }
+
+    fn stats(&self) -> premap_kvm::Result<Stats> {
+        Ok(Stats::default())
+    }
 }
 
 /// Anonymous memory of 4 KiB pages, unmapped on drop.
@@ -63,9 +83,27 @@ impl Memory {
             .expect("populating works");
     }
 
+    /// Its pieces of at most so many bytes.
+    fn pieces(&self, bytes: usize) -> impl Iterator<Item = Piece<'_>> {
+        (0..self.len).step_by(bytes).map(move |offset| Piece {
+            memory: self,
+            offset,
+            len: bytes.min(self.len - offset),
+        })
+    }
+}
+
+/// A part of the memory.
+struct Piece<'a> {
+    memory: &'a Memory,
+    offset: usize,
+    len: usize,
+}
+
+impl Piece<'_> {
     fn plan(&self, chunk: usize) -> Plan {
-        let range = GpaRange::new(Gpa::new(0), self.len as u64);
-        let host = Hva::new(self.base.expose_provenance() as u64);
+        let range = GpaRange::new(Gpa::new(self.offset as u64), self.len as u64);
+        let host = Hva::new((self.memory.base.expose_provenance() + self.offset) as u64);
         let region = Region { range, host, backing: Backing::Anonymous, touch: Touch::Write };
         Plan::new([region]).and_then(|plan| plan.with_chunk(chunk as u64)).expect("the memory is aligned")
     }
@@ -78,18 +116,27 @@ impl Drop for Memory {
     }
 }
 
-fn engine(memory: &Memory, chunk: usize, threads: usize) -> f64 {
-    let plan = memory.plan(chunk);
+fn host_stage(piece: &Piece<'_>, threads: usize) -> Duration {
+    let plan = piece.plan(CHUNK);
     let begin = Instant::now();
-    let none: &mut [Vcpu<OwnedFd>] = &mut [];
+    let none: &mut [Null] = &mut [];
     let report =
         Engine::new().stages(Stages::Host).host_threads(threads).run(&plan, none).expect("it begins");
     let elapsed = begin.elapsed();
-    assert_eq!(report.host.mapped, memory.len as u64);
-    elapsed.as_secs_f64()
+    assert_eq!(report.host.mapped, piece.len as u64);
+    elapsed
 }
 
-fn bare(memory: &Memory, chunk: usize, threads: usize) -> f64 {
+fn both_stages(piece: &Piece<'_>) -> Duration {
+    let plan = piece.plan(SMALL_CHUNK);
+    let begin = Instant::now();
+    let report = Engine::new().run(&plan, &mut [Null]).expect("it begins");
+    let elapsed = begin.elapsed();
+    assert!(report.is_complete());
+    elapsed
+}
+
+fn bare(piece: &Piece<'_>, chunk: usize, threads: usize) -> Duration {
     let begin = Instant::now();
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -97,68 +144,83 @@ fn bare(memory: &Memory, chunk: usize, threads: usize) -> f64 {
             scope.spawn(|| {
                 loop {
                     let offset = next.fetch_add(chunk, Ordering::Relaxed);
-                    if offset >= memory.len {
+                    if offset >= piece.len {
                         break;
                     }
-                    memory.populate(offset, chunk);
+                    piece.memory.populate(piece.offset + offset, chunk.min(piece.len - offset));
                 }
             });
         }
     });
-    begin.elapsed().as_secs_f64()
+    begin.elapsed()
 }
 
-/// Runs both subjects in turn and gives their lines.
-fn duel(
-    bench: &'static str,
-    threads: usize,
-    unit: &'static str,
-    scale: f64,
-    mut round: impl FnMut(bool) -> f64,
-) -> [Line; 2] {
-    let mut times = [Vec::new(), Vec::new()];
-    for turn in 0..ROUNDS {
-        for subject in [turn % 2, 1 - turn % 2] {
-            times[subject].push(round(subject == 0) * scale);
+/// Samples of both subjects, in seconds a unit.
+#[derive(Default)]
+struct Duel([Vec<f64>; 2]);
+
+impl Duel {
+    /// Has the subject whose turn it is go through a piece of so many units.
+    fn piece(
+        &mut self,
+        turn: usize,
+        units: usize,
+        ours: impl FnOnce() -> Duration,
+        floor: impl FnOnce() -> Duration,
+    ) {
+        let elapsed = if turn.is_multiple_of(2) { ours() } else { floor() };
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52 pages")]
+        self.0[turn % 2].push(elapsed.as_secs_f64() / units as f64);
+    }
+
+    fn lines(self, bench: &'static str, threads: usize, (unit, scale): (&'static str, f64)) -> [Line; 2] {
+        let mut subjects = ["premap", "madvise_alone"].into_iter();
+        self.0.map(|seconds| {
+            let subject = subjects.next().expect("two subjects");
+            let samples = seconds.into_iter().map(|seconds| seconds * scale).collect();
+            Line::new((bench, subject), threads, unit, samples)
+        })
+    }
+}
+
+fn host_stages(len: usize, rounds: usize, threads: usize) -> [Line; 2] {
+    let mut duel = Duel::default();
+    for round in 0..rounds {
+        let memory = Memory::new(len);
+        for (index, piece) in memory.pieces(PIECE).enumerate() {
+            let (ours, floor) = (|| host_stage(&piece, threads), || bare(&piece, CHUNK, threads));
+            duel.piece(round + index, piece.len / PAGE, ours, floor);
         }
     }
-    let mut subjects = ["premap", "madvise_alone"].into_iter();
-    times.map(|mut times| {
-        times.sort_by(f64::total_cmp);
-        let value = times[ROUNDS / 2];
-        let spread = (times[ROUNDS - 1] - times[0]) / value;
-        let subject = subjects.next().expect("two subjects");
-        Line { bench, subject, threads, value, unit, spread }
-    })
+    duel.lines("host_stage", threads, ("ns/page", 1e9))
+}
+
+/// Both stages on memory that is present, a run a piece.
+fn overhead(bench: &'static str, unit: &'static str, len: usize, runs: usize, units: usize) -> [Line; 2] {
+    let memory = Memory::new(len);
+    memory.populate(0, len);
+    let mut duel = Duel::default();
+    for (turn, piece) in (0..2 * runs).flat_map(|_| memory.pieces(len)).enumerate() {
+        duel.piece(turn, units, || both_stages(&piece), || bare(&piece, SMALL_CHUNK, 1));
+    }
+    duel.lines(bench, 1, (unit, 1e6))
 }
 
 fn main() {
-    let json = std::env::args().any(|argument| argument == "--json");
-    let mib = std::env::args().skip_while(|argument| argument != "--mib").nth(1);
-    let mib: usize = mib.map_or(4096, |mib| mib.parse().expect("--mib takes a number"));
-    let len = mib << 20;
+    let (len, rounds) = (flag("--mib", 4096) << 20, flag("--rounds", 4));
     let mut lines = Vec::new();
-    for threads in [1, 2] {
-        let scale = 1e9 / (len / PAGE) as f64;
-        lines.extend(duel("host_stage", threads, "ns/page", scale, |ours| {
-            let memory = Memory::new(len);
-            if ours { engine(&memory, CHUNK, threads) } else { bare(&memory, CHUNK, threads) }
-        }));
-    }
-    let memory = Memory::new(len / 2);
-    memory.populate(0, memory.len);
-    let scale = 1e6 / (memory.len / SMALL_CHUNK) as f64;
-    lines.extend(duel("chunk", 1, "us/chunk", scale, |ours| {
-        if ours { engine(&memory, SMALL_CHUNK, 1) } else { bare(&memory, SMALL_CHUNK, 1) }
-    }));
-    if json {
-        println!("{}", serde_json::to_string_pretty(&lines).expect("lines are plain"));
+    lines.extend(host_stages(len, rounds, 1));
+    lines.extend(host_stages(len, rounds, 2));
+    lines.extend(overhead("chunk", "us/chunk", OVERHEAD, 50 * rounds, OVERHEAD / SMALL_CHUNK));
+    lines.extend(overhead("small_run", "us/run", SMALL_RUN, 100 * rounds, 1));
+    if wants_json() {
+        println!("{}", json(&lines).expect("lines are plain"));
         return;
     }
     for pair in lines.chunks_exact(2) {
-        for Line { bench, subject, threads, value, unit, spread } in pair {
-            println!("{bench:10} {threads} threads  {subject:14} {value:10.1} {unit}  spread {spread:.2}");
-        }
-        println!("{:10} {:>32.3} times the rate of the bare loop\n", "", pair[1].value / pair[0].value);
+        let [ours, floor] = pair else { continue };
+        println!("{ours}\n{floor}");
+        let (ratio, over) = (floor.value / ours.value, ours.value - floor.value);
+        println!("{:10} {ratio:.3} times the rate of the bare loop, {over:.1} {} over it\n", "", ours.unit);
     }
 }

@@ -100,7 +100,7 @@ impl Background<'_> {
     /// The gate that the VMM closes around changes of its memslots: the engine's, if it was given one.
     #[must_use]
     pub fn gate(&self) -> &Gate {
-        &self.control.gate
+        self.control.entrance.gate()
     }
 
     /// How far the run is.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::bell::Bell;
 use crate::budget::Stop;
-use crate::gate::{Gate, Pass};
+use crate::gate::{Entrance, Gate, Pass};
 use crate::interrupt::Seat;
 use crate::progress::Meter;
 use crate::report::{Reason, Unsupported};
@@ -22,14 +22,14 @@ pub(crate) struct Control {
     dead: AtomicBool,
     /// Set once, when the second stage turns out not to be had; the host stage goes on.
     unsupported: OnceLock<Unsupported>,
-    pub(crate) gate: Gate,
+    pub(crate) entrance: Entrance,
     pub(crate) meter: Meter,
     pub(crate) bell: Arc<Bell>,
 }
 
 impl Control {
     /// For a run of `asked` bytes.
-    pub(crate) fn new(asked: u64, stop: Option<Stop>, deadline: Option<Instant>, gate: Gate) -> Self {
+    pub(crate) fn new(asked: u64, stop: Option<Stop>, deadline: Option<Instant>, gate: &Gate) -> Self {
         let bell = Arc::new(Bell::default());
         if let Some(stop) = &stop {
             stop.tell(&bell);
@@ -40,7 +40,7 @@ impl Control {
             stopped: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             unsupported: OnceLock::new(),
-            gate,
+            entrance: gate.entrance(),
             meter: Meter::new(asked),
             bell,
         }
@@ -65,7 +65,7 @@ impl Control {
     /// # Errors
     /// Why the run is over.
     pub(crate) fn enter<'a>(&'a self, seat: Option<&'a Arc<Seat>>) -> Result<Pass<'a>, Reason> {
-        self.gate.enter(seat, || self.ended())
+        self.entrance.enter(seat, || self.ended())
     }
 
     /// Why there is no second stage, if there is none.

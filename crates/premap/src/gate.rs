@@ -17,11 +17,16 @@
 //! there was one: the vCPU's page-table root may have gone stale, on which Linux before 6.15 spins, so it is renewed first.
 //! With nobody inside, the other spin of Linux before 6.18, on a slot that is being deleted, can't be met either.
 //!
+//! **Memory that goes.** Where a change takes memory out of a plan, the guard is told so, and no call about those addresses
+//! is made any more: the host's addresses may belong to something else by then.
+//!
 //! A signal that arrives just before its call is lost, so interrupting is repeated. The lock is held for a few
 //! instructions only, and no other lock but a seat's is taken under it.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+
+use premap_address::GpaRange;
 
 #[cfg(loom)]
 use loom::sync::{Condvar, Mutex, MutexGuard};
@@ -38,8 +43,10 @@ const INTERRUPT_EVERY: Duration = Duration::from_millis(1);
 ///
 /// ```
 /// # let gate = premap::Gate::new();
+/// # let range = premap::GpaRange::new(premap::Gpa::new(0), 4096);
 /// let guard = gate.close();
-/// // KVM_SET_USER_MEMORY_REGION, munmap, ...
+/// // KVM_SET_USER_MEMORY_REGION; and where the memory goes too:
+/// guard.forget(range);
 /// drop(guard);
 /// ```
 ///
@@ -65,6 +72,10 @@ struct State {
     inside: usize,
     /// Those of them that a signal interrupts.
     seats: Vec<Arc<Seat>>,
+    /// Runs that have the gate.
+    runs: usize,
+    /// What was forgotten, in order, since there was no run.
+    forgotten: Vec<GpaRange>,
 }
 
 /// Keeps the gate closed. No run that has the gate makes a call about guest memory until this is dropped.
@@ -72,12 +83,31 @@ struct State {
 #[must_use = "the gate opens again when this is dropped"]
 pub struct SlotGuard<'a>(&'a Inner);
 
+/// A run's way through the gate.
+#[derive(Debug)]
+pub(crate) struct Entrance {
+    gate: Gate,
+    /// How much had been forgotten when the run began: its plan is newer than that.
+    known: usize,
+}
+
 /// A worker's time inside.
 #[derive(Debug)]
 pub(crate) struct Pass<'a> {
-    gate: &'a Inner,
+    entrance: &'a Entrance,
     seat: Option<&'a Arc<Seat>>,
     changes: u64,
+    /// How much of what was forgotten concerns the run.
+    forgotten: usize,
+}
+
+/// Whether the first bytes of a range are still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// So many are.
+    There(u64),
+    /// So many were forgotten.
+    Gone(u64),
 }
 
 impl Gate {
@@ -102,9 +132,33 @@ impl Gate {
         SlotGuard(&self.0)
     }
 
+    /// Lets a run through the gate.
+    pub(crate) fn entrance(&self) -> Entrance {
+        let mut state = self.0.lock();
+        state.runs += 1;
+        Entrance { gate: self.clone(), known: state.forgotten.len() }
+    }
+}
+
+impl SlotGuard<'_> {
+    /// Takes guest memory out of the plans of the runs that have the gate: what they have not mapped yet of `range` is
+    /// skipped. To be called where the memory goes with its slot, before it is unmapped from this process.
+    pub fn forget(&self, range: GpaRange) {
+        let mut state = self.0.lock();
+        if state.runs > 0 {
+            state.forgotten.push(range);
+        }
+    }
+}
+
+impl Entrance {
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
     /// How often the gate was closed so far.
     pub(crate) fn changes(&self) -> u64 {
-        self.0.lock().changes
+        self.gate.0.lock().changes
     }
 
     /// Waits until the gate is open, or the run is over, and goes inside.
@@ -116,22 +170,24 @@ impl Gate {
         seat: Option<&'a Arc<Seat>>,
         ended: impl Fn() -> Option<Reason>,
     ) -> Result<Pass<'a>, Reason> {
-        let mut state = self.0.lock();
+        let gate = &self.gate.0;
+        let mut state = gate.lock();
         while state.closed > 0 {
             if let Some(why) = ended() {
                 return Err(why);
             }
-            state = self.0.opened.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = gate.opened.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.inside += 1;
         state.seats.extend(seat.cloned());
-        Ok(Pass { gate: &self.0, seat, changes: state.changes })
+        let forgotten = state.forgotten.len() - self.known;
+        Ok(Pass { entrance: self, seat, changes: state.changes, forgotten })
     }
 
     /// Wakes those who wait to enter, to look whether their run is over.
     pub(crate) fn wake(&self) {
-        drop(self.0.lock());
-        self.0.opened.notify_all();
+        drop(self.gate.0.lock());
+        self.gate.0.opened.notify_all();
     }
 }
 
@@ -146,17 +202,44 @@ impl Pass<'_> {
     pub(crate) fn changes(&self) -> u64 {
         self.changes
     }
+
+    /// How the range's first bytes stand: what is said holds until the worker leaves.
+    pub(crate) fn standing(&self, range: GpaRange) -> Standing {
+        if self.forgotten == 0 {
+            return Standing::There(range.bytes());
+        }
+        let state = self.entrance.gate.0.lock();
+        let gone = state.forgotten[self.entrance.known..].iter().filter_map(|gone| gone.intersection(range));
+        match gone.min_by_key(|gone| gone.start()) {
+            None => Standing::There(range.bytes()),
+            Some(gone) => match gone.start().checked_offset_from(range.start()) {
+                None | Some(0) => Standing::Gone(gone.bytes()),
+                Some(bytes) => Standing::There(bytes),
+            },
+        }
+    }
+}
+
+impl Drop for Entrance {
+    fn drop(&mut self) {
+        let mut state = self.gate.0.lock();
+        state.runs -= 1;
+        if state.runs == 0 {
+            state.forgotten.clear();
+        }
+    }
 }
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        let mut state = self.gate.lock();
+        let gate = &self.entrance.gate.0;
+        let mut state = gate.lock();
         state.inside -= 1;
         if let Some(seat) = self.seat {
             state.seats.retain(|other| !Arc::ptr_eq(other, seat));
         }
         if state.inside == 0 && state.closed > 0 {
-            self.gate.left.notify_all();
+            gate.left.notify_all();
         }
     }
 }
@@ -171,98 +254,5 @@ impl Drop for SlotGuard<'_> {
     }
 }
 
-/// The protocol under every interleaving; `cargo xtask test --only loom`.
 #[cfg(all(test, loom))]
-mod loom_model {
-    // UNSAFETY: a cell that loom checks.
-    #![expect(unsafe_code, reason = "loom's cells are unsafe to reach into")]
-
-    use loom::cell::UnsafeCell;
-    use loom::sync::atomic::{AtomicBool, Ordering};
-    use loom::thread;
-
-    use super::*;
-
-    /// What KVM has of slots: read by calls, written by changes. Loom fails the model where the two meet.
-    struct Slots(UnsafeCell<u64>);
-
-    // SAFETY: loom checks each access to the cell.
-    unsafe impl Send for Slots {}
-    // SAFETY: as above.
-    unsafe impl Sync for Slots {}
-
-    impl Slots {
-        fn call(&self) -> u64 {
-            // SAFETY: loom checks that nobody writes the cell meanwhile.
-            self.0.with(|slots| unsafe { *slots })
-        }
-
-        fn change(&self) {
-            // SAFETY: loom checks that nobody else is in the cell.
-            self.0.with_mut(|slots| unsafe { *slots += 1 });
-        }
-    }
-
-    /// So many workers make two calls each while so many VMM threads change the slots once, one after the other: KVM has a
-    /// lock of its own for that.
-    fn check(workers: usize, changers: usize) {
-        loom::model(move || {
-            let gate = Gate::new();
-            let slots = loom::sync::Arc::new((Slots(UnsafeCell::new(0)), loom::sync::Mutex::new(())));
-            let mut threads = Vec::new();
-            for _ in 0..workers {
-                let (gate, slots) = (gate.clone(), slots.clone());
-                threads.push(thread::spawn(move || {
-                    for _ in 0..2 {
-                        let pass = gate.enter(None, || None).expect("the run goes on");
-                        // Whoever sees a change knows that there was one.
-                        assert!(slots.0.call() <= pass.changes());
-                    }
-                }));
-            }
-            for _ in 0..changers {
-                let (gate, slots) = (gate.clone(), slots.clone());
-                threads.push(thread::spawn(move || {
-                    let _guard = gate.close();
-                    let _alone = slots.1.lock();
-                    slots.0.change();
-                }));
-            }
-            for thread in threads {
-                thread.join().expect("no thread of the model panics");
-            }
-            let pass = gate.enter(None, || None).expect("the gate is open");
-            assert_eq!((slots.0.call(), pass.changes()), (changers as u64, changers as u64));
-        });
-    }
-
-    #[test]
-    fn calls_and_changes_never_meet_and_nobody_waits_for_ever() {
-        check(2, 1);
-    }
-
-    #[test]
-    fn many_may_close_the_gate_at_once() {
-        check(1, 2);
-    }
-
-    #[test]
-    fn a_run_that_ends_leaves_a_closed_gate() {
-        loom::model(|| {
-            let gate = Gate::new();
-            let over = loom::sync::Arc::new(AtomicBool::new(false));
-            let guard = gate.close();
-            let worker = {
-                let (gate, over) = (gate.clone(), over.clone());
-                thread::spawn(move || {
-                    let ended = || over.load(Ordering::Relaxed).then_some(Reason::Stopped);
-                    gate.enter(None, ended).map(drop)
-                })
-            };
-            over.store(true, Ordering::Relaxed);
-            gate.wake();
-            assert_eq!(worker.join().expect("the worker does not panic"), Err(Reason::Stopped));
-            drop(guard);
-        });
-    }
-}
+mod loom_model;

@@ -14,6 +14,7 @@ use rustix::mm::{Advice, madvise};
 
 use crate::clock::Clock;
 use crate::control::Control;
+use crate::gate::Standing;
 use crate::memory::Touch;
 use crate::patience::Patience;
 use crate::plan::Chunk;
@@ -36,6 +37,14 @@ impl Populated {
     }
 }
 
+/// Why a chunk is not present as a whole.
+enum Shortfall {
+    /// None of it will be.
+    Lost(Reason),
+    /// It is worth trying in two parts.
+    Cut((Chunk, Chunk)),
+}
+
 /// Makes pages of this process present.
 pub(crate) struct HostStage<'a> {
     pub(crate) control: &'a Control,
@@ -49,35 +58,47 @@ impl HostStage<'_> {
         let mut outcome = Populated::default();
         let mut todo = vec![chunk];
         while let Some(chunk) = todo.pop() {
-            match self.control.ended().map_or_else(|| self.populate(chunk, tally), Err) {
+            match self.populate(chunk, tally) {
                 Ok(()) => {
                     tally.mapped(Stage::Host, chunk.range.bytes());
                     outcome.add_present(chunk.range);
                 }
-                Err(reason) => match (reason, chunk.halves()) {
-                    (Reason::Errno(_), Some((first, second))) => todo.extend([second, first]),
-                    _ => {
-                        tally.lost(place, Stage::Host, chunk.range, reason);
-                        outcome.absent.push((chunk.range, reason));
-                    }
-                },
+                Err(Shortfall::Cut((first, second))) => todo.extend([second, first]),
+                Err(Shortfall::Lost(reason)) => {
+                    tally.lost(place, Stage::Host, chunk.range, reason);
+                    outcome.absent.push((chunk.range, reason));
+                }
             }
         }
         outcome
     }
 
-    fn populate(&self, chunk: Chunk, tally: &mut Tally) -> Result<(), Reason> {
+    fn populate(&self, chunk: Chunk, tally: &mut Tally) -> Result<(), Shortfall> {
         let mut patience = Patience::new(self.patience);
         loop {
-            let pass = self.control.enter(None)?;
+            if let Some(why) = self.control.ended() {
+                return Err(Shortfall::Lost(why));
+            }
+            let pass = self.control.enter(None).map_err(Shortfall::Lost)?;
+            match pass.standing(chunk.range) {
+                Standing::There(bytes) if bytes == chunk.range.bytes() => {}
+                Standing::There(bytes) | Standing::Gone(bytes) => {
+                    let cut =
+                        chunk.split_at(bytes).map_or(Shortfall::Lost(Reason::NoMemslot), Shortfall::Cut);
+                    return Err(cut);
+                }
+            }
             tally.called(Stage::Host);
             let result = self.clock.time(Stage::Host, || advise(chunk));
             drop(pass);
             match result {
                 Ok(()) => return Ok(()),
-                Err(Errno::INTR) => self.control.ended().map_or(Ok(()), Err)?,
-                Err(Errno::AGAIN) => patience.back_off(self.control)?,
-                Err(errno) => return Err(Reason::Errno(errno)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => patience.back_off(self.control).map_err(Shortfall::Lost)?,
+                Err(errno) => {
+                    let lost = Shortfall::Lost(Reason::Errno(errno));
+                    return Err(chunk.halves().map_or(lost, Shortfall::Cut));
+                }
             }
         }
     }
@@ -126,7 +147,7 @@ mod tests {
         let range = GpaRange::new(Gpa::new(0), PAGES * PAGE_SIZE);
         let host = Hva::new(base.expose_provenance() as u64);
         let plan = Plan::new([Region { range, host, backing: Backing::Anonymous, touch }]).unwrap();
-        let control = Control::new(plan.bytes(), None, None, Gate::new());
+        let control = Control::new(plan.bytes(), None, None, &Gate::new());
         let clock = Clock::new();
         let stage = HostStage { control: &control, clock: &clock, patience: Duration::from_secs(1) };
         let mut tally = Tally::default();
@@ -163,6 +184,31 @@ mod tests {
         check(unmap, &[5], Touch::Write, Errno::NOMEM);
         check(unmap, &[0, 7, 8, 15], Touch::Read, Errno::NOMEM);
         check(protect(MprotectFlags::empty()), &[3, 4], Touch::Read, Errno::INVAL);
+    }
+
+    #[test]
+    fn what_was_forgotten_is_neither_touched_nor_refused() {
+        let range = GpaRange::new(Gpa::new(0), PAGES * PAGE_SIZE);
+        // Nothing is mapped at this address: a call about it would fail.
+        let host = Hva::new(PAGE_SIZE);
+        let region = Region { range, host, backing: Backing::Anonymous, touch: Touch::Write };
+        let plan = Plan::new([region]).unwrap();
+        let gate = Gate::new();
+        let control = Control::new(plan.bytes(), None, None, &gate);
+        let (head, tail) = range.split_at(5 * PAGE_SIZE).unwrap();
+        let guard = gate.close();
+        guard.forget(tail);
+        guard.forget(head);
+        drop(guard);
+        let clock = Clock::new();
+        let stage = HostStage { control: &control, clock: &clock, patience: Duration::from_secs(1) };
+        let mut tally = Tally::default();
+        let chunk = plan.chunks(1 << 20).next().unwrap();
+        let populated = stage.run(Numbered { place: 0, chunk }, &mut tally);
+        assert_eq!(populated.absent, [(head, Reason::NoMemslot), (tail, Reason::NoMemslot)]);
+        let mut report = crate::Report::default();
+        tally.write(&mut report);
+        assert_eq!((report.host.skipped, report.host.calls), (range.bytes(), 0));
     }
 
     #[test]

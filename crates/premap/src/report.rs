@@ -36,7 +36,7 @@ pub enum Fate {
 pub enum Reason {
     /// The caller asked for the other stage only.
     NotAsked,
-    /// No memslot holds these addresses (ENOENT).
+    /// No memslot holds these addresses: ENOENT, or the VMM had them [forgotten](crate::SlotGuard::forget).
     NoMemslot,
     /// The host stage did not make them present.
     HostStageFailed,

@@ -195,7 +195,7 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
             patience: self.terms.patience,
             unsupported: self.terms.unsupported,
             stalled: false,
-            changes: self.control.gate.changes(),
+            changes: self.control.entrance.changes(),
         };
         let mut usable = Usable::Yes;
         while let Some(job) = self.pipeline.next(self.control) {
@@ -246,7 +246,7 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
     fn wake(&self) {
         self.pipeline.wake();
         self.pacer.wake();
-        self.control.gate.wake();
+        self.control.entrance.wake();
     }
 
     /// Counts a thread as at work from before it starts until its [`Shift`] is dropped.

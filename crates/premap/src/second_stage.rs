@@ -21,6 +21,7 @@ use premap_kvm::{Errno, Vcpu};
 
 use crate::clock::Clock;
 use crate::control::Control;
+use crate::gate::Standing;
 use crate::patience::Patience;
 use crate::report::{Reason, Stage, Unsupported};
 use crate::tally::Tally;
@@ -39,6 +40,14 @@ pub(crate) struct SecondStage<'a, V> {
     pub(crate) stalled: bool,
     /// How often the gate had been closed when the vCPU's root was last known to be good.
     pub(crate) changes: u64,
+}
+
+/// What became of a call.
+enum Called {
+    /// How many bytes it did, and what it said.
+    Did(u64, premap_kvm::Result<()>),
+    /// It was not made: so many bytes were taken out of the plan.
+    Gone(u64),
 }
 
 /// What to do about a page that was refused.
@@ -63,7 +72,13 @@ impl<V: Vcpu> SecondStage<'_, V> {
                 break;
             }
             let (done, result) = match self.call(left, &mut patience, tally) {
-                Ok(called) => called,
+                Ok(Called::Did(done, result)) => (done, result),
+                Ok(Called::Gone(bytes)) => {
+                    let gone = GpaRange::new(left.start(), bytes);
+                    tally.lost(place, Stage::Second, gone, Reason::NoMemslot);
+                    rest = after(left, bytes);
+                    continue;
+                }
                 Err(why) => {
                     tally.lost(place, Stage::Second, left, why);
                     break;
@@ -97,7 +112,7 @@ impl<V: Vcpu> SecondStage<'_, V> {
         Usable::Yes
     }
 
-    /// One call, once the gate is open: how many bytes of `range` it did, and what it said.
+    /// One call, once the gate is open, on as much of `range` as is there.
     ///
     /// # Errors
     /// Why the run ended before.
@@ -106,9 +121,7 @@ impl<V: Vcpu> SecondStage<'_, V> {
         range: GpaRange,
         patience: &mut Patience,
         tally: &mut Tally,
-    ) -> Result<(u64, premap_kvm::Result<()>), Reason> {
-        let mut arg =
-            kvm_pre_fault_memory { gpa: range.start().raw(), size: range.bytes(), ..Default::default() };
+    ) -> Result<Called, Reason> {
         let Self { vcpu, control, clock, watched, changes, .. } = self;
         let pass = control.enter(Some(watched.seat()))?;
         if std::mem::replace(changes, pass.changes()) != pass.changes() {
@@ -117,12 +130,17 @@ impl<V: Vcpu> SecondStage<'_, V> {
             let _ = vcpu.renew_root();
             patience.progress();
         }
+        let size = match pass.standing(range) {
+            Standing::There(bytes) => bytes,
+            Standing::Gone(bytes) => return Ok(Called::Gone(bytes)),
+        };
+        let mut arg = kvm_pre_fault_memory { gpa: range.start().raw(), size, ..Default::default() };
         tally.called(Stage::Second);
         let result = watched.during(|| clock.time(Stage::Second, || vcpu.pre_fault_memory(&mut arg)));
         drop(pass);
         // A large mapping may reach beyond what was asked: only what was asked counts.
         let done = Gpa::new(arg.gpa).checked_offset_from(range.start()).unwrap_or(0);
-        Ok((done.min(range.bytes()), result))
+        Ok(Called::Did(done.min(size), result))
     }
 
     fn judge(&mut self, errno: Errno, patience: &mut Patience, renewed: &mut bool) -> Refusal {

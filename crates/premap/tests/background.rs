@@ -149,6 +149,28 @@ fn no_call_is_made_while_the_gate_is_closed_and_the_next_one_has_a_new_root() {
 }
 
 #[test]
+fn what_the_vmm_has_forgotten_is_skipped_to_the_byte() {
+    let page = |number: u64| GpaRange::new(Gpa::new(number * 4096), 4096);
+    let gate = Gate::new();
+    let guard = gate.close();
+    // No run is there to know of it.
+    guard.forget(page(7));
+    let (background, _) = begin(Engine::new().gate(&gate), |_| Call::Maps(Duration::ZERO));
+    let chunk = GpaRange::new(Gpa::new(3 * BACKGROUND_CHUNK - 8192), BACKGROUND_CHUNK);
+    [page(1), page(2), chunk, page(2)].into_iter().for_each(|range| guard.forget(range));
+    drop(guard);
+    let report = end(background);
+    let skipped: Vec<_> = report.unmapped.iter().filter(|lost| lost.stage == Stage::Second).collect();
+    assert!(skipped.iter().all(|lost| lost.reason == Reason::NoMemslot), "{report:?}");
+    let ranges: Vec<_> = skipped.iter().map(|lost| lost.range).collect();
+    assert_eq!(ranges, [page(1).join(page(2)).unwrap(), chunk]);
+    assert_eq!(report.second.mapped, BYTES - 8192 - BACKGROUND_CHUNK);
+    // The next run's plan is newer.
+    let (background, _) = begin(Engine::new().gate(&gate), |_| Call::Maps(Duration::ZERO));
+    assert_eq!(end(background).second.mapped, BYTES);
+}
+
+#[test]
 fn closing_the_gate_interrupts_a_call_that_spins_and_nothing_is_lost() {
     let (background, seen) =
         begin(Engine::new(), |call| if call % 8 == 3 { Call::Spins } else { Call::Maps(Duration::ZERO) });
