@@ -12,7 +12,7 @@ use crate::lab::machine::Machine;
 use crate::lab::{Lab, binaries, environment};
 
 /// The packages whose tests run in the lab as well as on the host.
-const PACKAGES: &[&str] = &["conformance", "premap-guest"];
+const PACKAGES: &[&str] = &["conformance", "premap-guest", "premap-linux-guest"];
 /// The example VMM runs there too.
 const EXAMPLE: &str = "example-vmm";
 /// How many random scripts each kernel is compared on.
@@ -90,11 +90,16 @@ fn compare(boot: &mut Boot) -> Result<()> {
 /// Runs a case, again if only times fell short, and returns how many expectations failed.
 fn run_case(boot: &mut Boot, case: &Case) -> Result<usize> {
     println!("acceptance: {}", case.name);
+    for command in &case.before {
+        run_premap(boot, command)?;
+    }
     let mut attempt = 1;
     let mut runs: Vec<Run> = Vec::new();
     loop {
         for (at, command) in case.commands.iter().enumerate() {
-            let mut run = run_premap(boot, command)?;
+            let output = run_premap(boot, command)?;
+            let parsed = Run::parse(&output);
+            let mut run = parsed.map_err(|error| anyhow::anyhow!("premap {}: {error}", command.join(" ")))?;
             match runs.get_mut(at) {
                 Some(earlier) => {
                     run.take_shorter_times(earlier);
@@ -126,7 +131,8 @@ fn run_case(boot: &mut Boot, case: &Case) -> Result<usize> {
     }
 }
 
-fn run_premap(boot: &mut Boot, arguments: &[String]) -> Result<Run> {
+/// Runs the command and gives what it printed.
+fn run_premap(boot: &mut Boot, arguments: &[String]) -> Result<Vec<u8>> {
     let mut argv = vec!["premap".to_owned()];
     argv.extend_from_slice(arguments);
     let text = argv.join(" ");
@@ -137,7 +143,7 @@ fn run_premap(boot: &mut Boot, arguments: &[String]) -> Result<Run> {
         io::stdout().write_all(&output).context("cannot write to standard output")?;
         bail!("{text} ended with {code} in the lab");
     }
-    Run::parse(&output).map_err(|error| anyhow::anyhow!("{text}: {error}"))
+    Ok(output)
 }
 
 fn job(argv: Vec<String>, timeout: Duration) -> Job {

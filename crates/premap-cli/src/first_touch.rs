@@ -4,17 +4,19 @@
 //! for every strategy alike: the counts are those of the memory measured. When the guest is done, every word is checked.
 
 use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use premap::{Budget, Engine, Plan, Reason, Region, Report, Stage};
+use premap::working_set::Identity;
+use premap::{Engine, Plan, Reason, Region, Report, Stage};
 use premap_address::{Gpa, GpaRange, PAGE_SIZE};
 use premap_guest::{
     Access, Backing, Kernel, Lent, Machine, MappedPages, Memory, Order, Run, SlotFlags, Touch, word_of,
 };
 use premap_kvm::probe;
 
+use crate::mapping::Mapping;
 use crate::output::progress::Bar;
+use crate::record::{Recorded, watch};
 use crate::strategy::Strategy;
 
 /// Where the measured memory lies in the guest.
@@ -28,9 +30,26 @@ pub(crate) struct Setting {
     pub(crate) access: Access,
     pub(crate) order: Order,
     pub(crate) vcpus: u32,
-    /// Unless it is the engine's choice.
-    pub(crate) chunk: Option<u64>,
-    pub(crate) deadline: Option<Duration>,
+}
+
+impl Setting {
+    /// What makes one run's working set another's too: what the guest does, in words.
+    pub(crate) fn identity(&self) -> Identity {
+        let order = match self.order {
+            Order::Ascending => "ascending",
+            Order::Random => "random",
+        };
+        let mut bytes = [0; 32];
+        for (to, from) in bytes.iter_mut().zip(format!("first-touch {} {order}", self.access).bytes()) {
+            *to = from;
+        }
+        Identity(bytes)
+    }
+
+    fn touch(&self) -> anyhow::Result<Touch> {
+        let range = GpaRange::try_new(BASE, self.bytes)?;
+        Ok(Touch { range, access: self.access, order: self.order })
+    }
 }
 
 /// What a strategy cost, and what it brought.
@@ -67,14 +86,11 @@ impl Outcome {
 pub(crate) fn measure<K: Kernel>(
     kernel: &K,
     setting: &Setting,
+    mapping: &Mapping,
     strategy: Strategy,
     bar: &Bar,
 ) -> anyhow::Result<Outcome> {
-    let touch = Touch {
-        range: GpaRange::try_new(BASE, setting.bytes)?,
-        access: setting.access,
-        order: setting.order,
-    };
+    let touch = setting.touch()?;
     let spares = if strategy == Strategy::Background { setting.vcpus } else { 0 };
     let mut machine = Machine::with_spares(kernel, setting.vcpus, spares)?;
     let memory = Memory::new(setting.bytes, setting.backing)?;
@@ -85,22 +101,13 @@ pub(crate) fn measure<K: Kernel>(
     let lent = machine.lend();
     let vcpu = lent.vcpus.first_mut().context("a machine without a vCPU")?;
     let support = probe::pre_fault(lent.vm, vcpu);
-    let (report, run) = match strategy.stages() {
-        None => (Report::default(), None),
-        Some(stages) => {
-            let mut plan = Plan::new([region])?;
-            if let Some(chunk) = setting.chunk {
-                plan = plan.with_chunk(chunk)?;
-            }
-            let deadline = setting.deadline.and_then(|time| Instant::now().checked_add(time));
-            let engine = Engine::new().vm(lent.vm).stages(stages).budget(Budget { bytes: None, deadline });
-            if strategy == Strategy::Background {
-                bar.running();
-                map_meanwhile(engine, plan, lent, &touch).map(|(report, run)| (report, Some(run)))?
-            } else {
-                (engine.progress(|progress| bar.mapping(progress)).run(&plan, lent.vcpus)?, None)
-            }
-        }
+    let (report, run) = if strategy == Strategy::Background {
+        bar.running();
+        let plan = mapping.plan(vec![region])?;
+        let (report, run) = map_meanwhile(mapping.engine(lent.vm), plan, lent, &touch)?;
+        (report, Some(run))
+    } else {
+        (mapping.map(strategy, lent.vm, lent.vcpus, vec![region], bar)?, None)
     };
     bar.running();
     let run = run.map_or_else(|| machine.touch(&touch), Ok)?;
@@ -116,6 +123,17 @@ pub(crate) fn measure<K: Kernel>(
         exits: run.exits,
         mapped,
     })
+}
+
+/// Records what a run touches.
+pub(crate) fn record<K: Kernel>(kernel: &K, setting: &Setting) -> anyhow::Result<Recorded> {
+    let touch = setting.touch()?;
+    let mut machine = Machine::new(kernel, setting.vcpus)?;
+    let memory = Memory::new(setting.bytes, setting.backing)?;
+    let region = region(&touch, &memory);
+    machine.slots().add(BASE, memory, SlotFlags::NONE)?;
+    machine.map_own_memory(touch.range)?;
+    watch(&[region], setting.identity(), || Ok(machine.touch(&touch)?.faults))
 }
 
 /// Lets the guest run from the start, and maps ahead of it on the spare vCPUs.

@@ -1,4 +1,4 @@
-//! The premap command: run, exec, doctor, td.
+//! The premap command: run, record, exec, doctor, td.
 
 mod backend;
 mod doctor;
@@ -6,12 +6,16 @@ mod exec;
 mod failure;
 mod first_touch;
 mod host_memory;
+mod linux_guest;
+mod mapping;
 mod options;
 mod output;
+mod record;
 mod run;
 mod size;
 mod strategy;
 mod td;
+mod working_set;
 
 use std::process::ExitCode;
 
@@ -25,6 +29,7 @@ fn main() -> ExitCode {
     };
     let done = match &options.command {
         Command::Run(options) => run::run(options),
+        Command::Record(options) => record::run(options),
         Command::Exec(options) => exec::run(options),
         Command::Doctor(options) => doctor::run(*options),
         Command::Td(options) => td::run(options),

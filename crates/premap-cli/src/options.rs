@@ -9,8 +9,11 @@ use premap_guest::{Access, Backing, Order};
 use premap_softkvm::Profile;
 
 use crate::exec::Exec;
+use crate::linux_guest;
+use crate::record::Record;
 use crate::size::{Size, duration};
 use crate::td::Td;
+use crate::working_set;
 
 /// Maps a virtual machine's memory before the guest touches it, and shows what that saves.
 #[derive(Debug, Parser)]
@@ -28,8 +31,10 @@ pub(crate) struct Options {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Map a small guest's memory by each strategy, let the guest touch it, and compare the costs
+    /// Map a guest's memory by each strategy, let the guest run, and compare the costs
     Run(Run),
+    /// Run a guest, and write down which memory it touched, for --working-set
+    Record(Record),
     /// Run a VMM, as it is, and map its guest's memory before the guest runs
     Exec(Exec),
     /// Say what this host can do, and what to change where it can't
@@ -42,39 +47,50 @@ pub(crate) enum Command {
 /// Flags of `premap run`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Run {
-    /// KVM to run on: the kernel's, the one in this program, or the kernel's where it can pre-fault
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) backend: Backend,
-    /// Linux release that the KVM in this program behaves like
-    #[arg(long, value_name = "RELEASE", default_value = Profile::default().name(), value_parser = profile)]
-    pub(crate) profile: Profile,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
     /// How the memory is mapped ahead of the guest
     #[arg(long, value_enum, default_value_t)]
     pub(crate) strategy: Choice,
-    /// Guest memory, as 512M or 4GiB
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = pages, allow_negative_numbers = true)]
-    pub(crate) memory: Size,
-    /// What the memory is made of
-    #[arg(long, default_value = "anon", value_parser = backing())]
-    pub(crate) backing: Backing,
-    /// What the guest does to the first word of every page
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) touch: Touching,
-    /// In what order the guest touches its pages
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) order: Ordering,
-    /// Virtual CPUs, which share the pages; as many threads map them ahead
-    #[arg(long, value_name = "N", default_value = "1", value_parser = vcpus, allow_negative_numbers = true)]
-    pub(crate) vcpus: u32,
     /// How much is mapped by one call: 16M, or 2M in the background, unless given
     #[arg(long, value_name = "SIZE", value_parser = pages, allow_negative_numbers = true)]
     pub(crate) chunk: Option<Size>,
     /// How long mapping may take, as 500ms or 2s; what was not reached is left to the guest's faults
     #[arg(long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     pub(crate) deadline: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) first: working_set::Flags,
     /// Print JSON: an array with an object for each strategy
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Flags that say what runs, and on what.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Machine {
+    /// KVM to run on: the kernel's, the one in this program, or the kernel's where it can pre-fault
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) backend: Backend,
+    /// Linux release that the KVM in this program behaves like
+    #[arg(long, value_name = "RELEASE", default_value = Profile::default().name(), value_parser = profile)]
+    pub(crate) profile: Profile,
+    /// Guest memory, as 512M or 4GiB
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = pages, allow_negative_numbers = true)]
+    pub(crate) memory: Size,
+    /// What the memory is made of
+    #[arg(long, default_value = "anon", value_parser = backing())]
+    pub(crate) backing: Backing,
+    /// What the first-touch guest does to the first word of every page
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) touch: Touching,
+    /// In what order the first-touch guest touches its pages
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) order: Ordering,
+    /// Virtual CPUs, which share the work; as many threads map memory ahead
+    #[arg(long, value_name = "N", default_value = "1", value_parser = vcpus, allow_negative_numbers = true)]
+    pub(crate) vcpus: u32,
+    #[command(flatten)]
+    pub(crate) linux: linux_guest::Flags,
 }
 
 /// Flags of `premap doctor`.
@@ -196,11 +212,12 @@ mod tests {
         let Command::Run(run) = Options::try_parse_from(["premap", "run"]).unwrap().command else {
             panic!("not a run");
         };
-        assert_eq!((run.backend, run.strategy, run.memory), (Backend::Auto, Choice::All, Size(512 << 20)));
+        let machine = run.machine;
+        assert_eq!((machine.backend, machine.memory), (Backend::Auto, Size(512 << 20)));
         assert_eq!(
-            (run.backing, run.touch, run.order),
-            (Backing::Anonymous, Touching::Write, Ordering::Ascending)
+            (machine.backing, machine.touch, machine.order, machine.vcpus),
+            (Backing::Anonymous, Touching::Write, Ordering::Ascending, 1)
         );
-        assert_eq!((run.vcpus, run.chunk, run.deadline, run.json), (1, None, None, false));
+        assert_eq!((run.strategy, run.chunk, run.deadline, run.json), (Choice::All, None, None, false));
     }
 }

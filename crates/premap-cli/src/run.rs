@@ -5,16 +5,20 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use premap::Stage;
+use premap::working_set::Identity;
 use premap_guest::{Backing, Kernel, Memory};
 
 use crate::backend::{self, Backend};
 use crate::failure::{BadUse, tell};
 use crate::first_touch::{Outcome, Setting, measure};
 use crate::host_memory;
+use crate::linux_guest::{Bootable, Guest};
+use crate::mapping::Mapping;
 use crate::options;
 use crate::output::progress::Bar;
 use crate::output::{json, table};
 use crate::size::Size;
+use crate::strategy::Strategy;
 
 /// What all outcomes of one run have in common.
 pub(crate) struct Common {
@@ -22,21 +26,37 @@ pub(crate) struct Common {
     pub(crate) backend: &'static str,
     /// The kernel's release, or the profile that the software KVM follows.
     pub(crate) kernel: String,
+    pub(crate) guest: Guest,
     pub(crate) setting: Setting,
 }
 
 /// Runs the strategies and prints what they cost.
 pub(crate) fn run(options: &options::Run) -> anyhow::Result<ExitCode> {
-    check_memory(options)?;
-    match backend::choose(options.backend, options.profile)? {
-        Backend::Kvm(linux) => run_on(&linux, options),
-        Backend::Soft(soft) => run_on(&soft, options),
+    let machine = &options.machine;
+    check(machine)?;
+    if machine.linux.guest == Guest::Linux {
+        if options.strategy == options::Choice::Background {
+            return Err(BadUse(
+                "--strategy background: the Linux guest has no spare vCPUs; leave --guest linux away, or take two-stage"
+                    .to_owned(),
+            )
+            .into());
+        }
+        let bootable = Bootable::new(machine)?;
+        let mapping = mapping(options, || bootable.identity())?;
+        return compare(&bootable.linux, options, |strategy, bar| bootable.measure(&mapping, strategy, bar));
+    }
+    let mapping = mapping(options, || setting(machine).identity())?;
+    match backend::choose(machine.backend, machine.profile)? {
+        Backend::Kvm(linux) => run_on(&linux, options, &mapping),
+        Backend::Soft(soft) => run_on(&soft, options, &mapping),
     }
 }
 
 /// Refuses what can't be had, before anything is made.
-fn check_memory(options: &options::Run) -> anyhow::Result<()> {
-    let (memory, backing) = (options.memory, options.backing);
+pub(crate) fn check(machine: &options::Machine) -> anyhow::Result<()> {
+    machine.linux.check()?;
+    let (memory, backing) = (machine.memory, machine.backing);
     let page = backing.page_size();
     if !memory.0.is_multiple_of(page.bytes()) {
         let memory = memory.flag();
@@ -53,23 +73,42 @@ fn check_memory(options: &options::Run) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run_on<K: Kernel>(kernel: &K, options: &options::Run) -> anyhow::Result<ExitCode> {
-    let setting = Setting {
-        bytes: options.memory.0,
-        backing: options.backing,
-        access: options.touch.into(),
-        order: options.order.into(),
-        vcpus: options.vcpus,
-        chunk: options.chunk.map(|size| size.0),
-        deadline: options.deadline,
-    };
+/// What the first-touch guest does, and on what.
+pub(crate) fn setting(machine: &options::Machine) -> Setting {
+    Setting {
+        bytes: machine.memory.0,
+        backing: machine.backing,
+        access: machine.touch.into(),
+        order: machine.order.into(),
+        vcpus: machine.vcpus,
+    }
+}
+
+fn mapping(options: &options::Run, image: impl FnOnce() -> Identity) -> anyhow::Result<Mapping> {
+    let first = options.first.read(image)?;
+    Ok(Mapping { chunk: options.chunk.map(|size| size.0), deadline: options.deadline, first })
+}
+
+fn run_on<K: Kernel>(kernel: &K, options: &options::Run, mapping: &Mapping) -> anyhow::Result<ExitCode> {
+    let setting = setting(&options.machine);
+    compare(kernel, options, |strategy, bar| measure(kernel, &setting, mapping, strategy, bar))
+}
+
+/// Measures each strategy asked for, and prints what they cost.
+fn compare<K: Kernel>(
+    kernel: &K,
+    options: &options::Run,
+    measure: impl Fn(Strategy, &Bar) -> anyhow::Result<Outcome>,
+) -> anyhow::Result<ExitCode> {
+    let setting = setting(&options.machine);
     let mut outcomes = Vec::new();
     for strategy in options.strategy.strategies() {
         let bar = Bar::new(strategy, setting.bytes);
-        let outcome = measure(kernel, &setting, strategy, &bar);
+        let outcome = measure(strategy, &bar);
         outcomes.push(outcome.with_context(|| strategy.name())?);
     }
-    let common = Common { backend: K::NAME, kernel: kernel.release(), setting };
+    let guest = options.machine.linux.guest;
+    let common = Common { backend: K::NAME, kernel: kernel.release(), guest, setting };
     let text = if options.json { json::array(&common, &outcomes)? } else { table::text(&common, &outcomes) };
     stdout().lock().write_all(text.as_bytes()).context("writing to stdout")?;
     Ok(told_failures(&outcomes))

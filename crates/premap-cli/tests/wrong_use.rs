@@ -35,6 +35,17 @@ fn bad_values_are_named_with_a_remedy() {
 }
 
 #[test]
+fn a_linux_guest_that_can_t_be_had_is_told_before_anything_is_made() {
+    check("run --guest linux --backend soft --kernel /nowhere", 1, &["--kernel /nowhere", "os error 2"]);
+    check("run --guest linux --kernel /etc/hostname", 2, &["--kernel /etc/hostname", "not a bzImage"]);
+    check("run --guest linux --time-limit 5", 2, &["--time-limit 5", "500ms"]);
+    check("run --guest linux --strategy background", 2, &["--strategy background", "spare vCPUs"]);
+    check("run --kernel /boot/vmlinuz", 2, &["--kernel", "add --guest linux"]);
+    check("run --marker up", 2, &["--marker", "add --guest linux"]);
+    check("run --guest windows", 2, &["--guest windows", "first-touch, linux"]);
+}
+
+#[test]
 fn more_memory_than_the_host_has_is_refused_before_anything_is_mapped() {
     check("run --memory 1024T", 2, &["--memory 1024T", "available", "give less, such as"]);
 }

@@ -29,8 +29,8 @@ mod touch;
 
 pub use backing::{Backing, UnknownBacking};
 pub use error::{GuestError, MachineError, MemoryError};
-pub use linux::{Linux, LinuxVcpu, LinuxVm};
-pub use machine::{Guest, Kernel, Lent, Machine, MachineVm, MappedPages, Run};
+pub use linux::{Borrowable, Linux, LinuxVcpu, LinuxVm, enter_long_mode, errno};
+pub use machine::{Cost, Guest, Kernel, Lent, Machine, MachineVm, MappedPages, Run};
 pub use memory::Memory;
 pub use slots::{Slot, SlotFlags, SlotId, Slots};
 pub use soft::{Soft, SoftGuest};

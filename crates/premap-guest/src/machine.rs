@@ -188,8 +188,18 @@ impl<K: Kernel> Machine<K> {
     /// # Errors
     /// A KVM without these statistics.
     pub fn mapped(&self) -> Result<MappedPages, MachineError> {
-        let stats = self.vm.stats().map_err(call("KVM_GET_STATS_FD of the VM"))?;
-        Ok(MappedPages {
+        MappedPages::of(&self.vm)
+    }
+}
+
+impl MappedPages {
+    /// What a VM has mapped at the second stage.
+    ///
+    /// # Errors
+    /// A KVM without these statistics.
+    pub fn of(vm: &impl Vm) -> Result<Self, MachineError> {
+        let stats = vm.stats().map_err(call("KVM_GET_STATS_FD of the VM"))?;
+        Ok(Self {
             pages_4k: statistic(&stats, "pages_4k")?,
             pages_2m: statistic(&stats, "pages_2m")?,
             pages_1g: statistic(&stats, "pages_1g")?,
@@ -255,13 +265,20 @@ fn run_all<G: Guest + Send>(
 }
 
 /// What KVM has counted for a vCPU so far.
-struct Cost {
-    faults: u64,
-    exits: u64,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Page faults that it took for the guest (`pf_taken`).
+    pub faults: u64,
+    /// Exits from the guest (`exits`).
+    pub exits: u64,
 }
 
 impl Cost {
-    fn of(vcpu: &impl Vcpu) -> Result<Self, MachineError> {
+    /// What KVM has counted for a vCPU.
+    ///
+    /// # Errors
+    /// A KVM without these statistics.
+    pub fn of(vcpu: &impl Vcpu) -> Result<Self, MachineError> {
         let stats = vcpu.stats().map_err(call("KVM_GET_STATS_FD of a vCPU"))?;
         Ok(Self { faults: statistic(&stats, "pf_taken")?, exits: statistic(&stats, "exits")? })
     }

@@ -77,7 +77,7 @@ impl Memory {
     /// Where the memory starts in this process.
     #[must_use]
     pub fn hva(&self) -> Hva {
-        Hva::new(self.base.addr() as u64)
+        Hva::new(self.base.expose_provenance() as u64)
     }
 
     /// The length in bytes.

@@ -17,7 +17,7 @@ use std::ops::Range;
 use premap::{Backing, Gpa, GpaRange, Hva, PageSize, Region, Touch};
 use serde::Serialize;
 
-use crate::maps::{Area, Kind};
+use premap_address_space::{Area, Kind};
 
 /// `KVM_MEM_GUEST_MEMFD`
 const GUEST_MEMFD: u32 = 1 << 2;
@@ -164,7 +164,16 @@ mod tests {
     }
 
     fn area(start: u64, end: u64, kind: Kind) -> Area {
-        Area { start: HOST + start, end: HOST + end, kind, writable: true }
+        Area {
+            start: HOST + start,
+            end: HOST + end,
+            kind,
+            readable: true,
+            writable: true,
+            shared: kind == Kind::Shared,
+            file: matches!(kind, Kind::Shared | Kind::PrivateFile),
+            page_bytes: 4096,
+        }
     }
 
     #[track_caller]

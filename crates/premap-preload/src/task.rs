@@ -14,7 +14,6 @@ use crate::kvm::{self, Counters, Role};
 use crate::memory::{self, Left, Slot};
 use crate::say::say;
 use crate::vms::Count;
-use crate::{maps, present};
 
 /// What a run is to do.
 pub(crate) struct Task {
@@ -56,7 +55,8 @@ impl Task {
     /// # Errors
     /// Why nothing could be mapped.
     pub(crate) fn perform(self) -> Result<Mapped, String> {
-        let areas = maps::read().map_err(|error| format!("cannot read the address space: {error}"))?;
+        let areas = premap_address_space::areas()
+            .map_err(|error| format!("cannot read the address space: {error}"))?;
         let found = memory::find(self.slots.iter().copied(), &areas);
         let regions = memory::narrow(found.regions, |range| self.before.missing(range))
             .map_err(|errno| format!("cannot tell what memory is present: {errno}"))?;
@@ -165,7 +165,7 @@ impl Mapped {
             let part = at.max(known.start)..range.end.min(known.end);
             at = part.end;
             if self.second {
-                parts.extend(present::present(part)?);
+                parts.extend(premap_address_space::present(part)?);
             }
         }
         if at < range.end {

@@ -14,7 +14,7 @@ use premap_kvm::Errno;
 use rustix::process::{Pid, getpid};
 
 use crate::config::{SoftConfig, Tdp, VmType};
-use crate::host::{Exclusivity, Host};
+use crate::host::{AddressSpace, Exclusivity};
 use crate::invalidation::Invalidations;
 use crate::memslots::{Memslots, Slot};
 use crate::private::{Attributes, GuestMemfds, Kind};
@@ -27,7 +27,7 @@ use crate::tdx::{Td, TdxHost};
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) config: SoftConfig,
-    pub(crate) host: Host,
+    pub(crate) host: AddressSpace,
     pub(crate) slots: Memslots,
     pub(crate) attributes: Attributes,
     pub(crate) guest_memfds: GuestMemfds,
@@ -50,7 +50,7 @@ impl Machine {
     pub(crate) fn new(config: SoftConfig, tdx: Option<Arc<TdxHost>>) -> Result<Self, Errno> {
         Ok(Self {
             config,
-            host: Host::open()?,
+            host: AddressSpace::open()?,
             slots: Memslots::default(),
             attributes: Attributes::default(),
             guest_memfds: GuestMemfds::default(),

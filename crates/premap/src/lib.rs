@@ -89,6 +89,7 @@ pub mod td;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
 mod watchdog;
+pub mod working_set;
 
 pub use background::Background;
 pub use budget::{Budget, Stop};

@@ -6,6 +6,7 @@
 //! judged by the shortest of all attempts, since what disturbs a measurement only ever makes it longer. How many faults a
 //! guest takes while it is being mapped is such a time too: it says who was faster.
 
+mod linux;
 mod run;
 
 use run::Row;
@@ -41,7 +42,9 @@ impl Expectation {
 /// Commands, and what is expected of them together.
 pub(crate) struct Case {
     pub(crate) name: String,
-    /// Arguments of `premap`.
+    /// Arguments of `premap`, for what has to be there first.
+    pub(crate) before: Vec<Vec<String>>,
+    /// Arguments of `premap` that make it print JSON.
     pub(crate) commands: Vec<Vec<String>>,
     pub(crate) expectations: &'static [Expectation],
 }
@@ -166,15 +169,16 @@ const MEANWHILE: &[Expectation] = &[
 
 /// Returns every case, in the order in which they run.
 pub(crate) fn cases() -> Vec<Case> {
-    let command = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let mut cases = vec![Case {
         name: "the gain over demand paging".to_owned(),
+        before: Vec::new(),
         commands: vec![command("run --memory 64M --backing anon --strategy all --json")],
         expectations: GAIN,
     }];
     for backing in ["memfd", "thp", "hugetlb", "file"] {
         cases.push(Case {
             name: format!("never worse, on {backing}"),
+            before: Vec::new(),
             commands: vec![command(&format!("run --memory 64M --backing {backing} --strategy all --json"))],
             expectations: NEVER_WORSE,
         });
@@ -184,16 +188,23 @@ pub(crate) fn cases() -> Vec<Case> {
     };
     cases.push(Case {
         name: "the gain of a second vCPU".to_owned(),
+        before: Vec::new(),
         commands: vec![with_vcpus(1), with_vcpus(2)],
         expectations: PARALLEL,
     });
     let with_strategy = |strategy| command(&format!("run --memory 128M --strategy {strategy} --json"));
     cases.push(Case {
         name: "mapping while the guest runs".to_owned(),
+        before: Vec::new(),
         commands: vec![with_strategy("demand"), with_strategy("background")],
         expectations: MEANWHILE,
     });
+    cases.push(linux::case());
     cases
+}
+
+fn command(text: &str) -> Vec<String> {
+    text.split(' ').map(str::to_owned).collect()
 }
 
 fn pair(runs: &[Run]) -> Result<(&Row, &Row), String> {
@@ -238,7 +249,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn row(strategy: &str, ahead_ns: u64, guest_ns: u64, faults: u64) -> Value {
+    pub(super) fn row(strategy: &str, ahead_ns: u64, guest_ns: u64, faults: u64) -> Value {
         json!({
             "backend": "kvm", "kernel": "6.12", "strategy": strategy, "backing": "anon",
             "memory_bytes": 67_108_864, "pages": 16_384, "vcpus": 1,
@@ -259,7 +270,7 @@ mod tests {
         ]
     }
 
-    fn check(expectations: &[Expectation], runs: &[Vec<Value>], failing: &[&str]) {
+    pub(super) fn check(expectations: &[Expectation], runs: &[Vec<Value>], failing: &[&str]) {
         let runs: Vec<_> =
             runs.iter().map(|rows| Run::parse(&serde_json::to_vec(rows).unwrap()).unwrap()).collect();
         let failed: Vec<_> =

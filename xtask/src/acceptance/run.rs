@@ -13,6 +13,8 @@ pub(super) struct Row {
     pub(super) second: SecondStage,
     pub(super) guest: Guest,
     pub(super) total_ns: u64,
+    /// Of the Linux guest alone.
+    pub(super) boot_ns: Option<u64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -66,6 +68,7 @@ impl Run {
             row.second.ns = row.second.ns.min(other.second.ns);
             row.guest.ns = row.guest.ns.min(other.guest.ns);
             row.total_ns = row.total_ns.min(other.total_ns);
+            row.boot_ns = row.boot_ns.map(|ns| ns.min(other.boot_ns.unwrap_or(ns)));
         }
     }
 }

@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use crate::lab::boot::{Boot, Job};
 use crate::lab::kernel::Line;
 use crate::lab::machine::Machine;
-use crate::lab::{Lab, nested, note};
+use crate::lab::{Lab, guest, nested, note};
 use verdict::{Outcome, Side, Verdict};
 
 /// The VMM's guest memory.
@@ -76,7 +76,7 @@ fn check(lab: &Lab, options: &Options) -> Result<Verdict> {
     let kernel = lab.kernels.iter().find(|kernel| options.kernel.takes(&kernel.release));
     let kernel = kernel.context("no such kernel was prepared")?;
     let archive = lab.directory.join(format!("vmm-{}.cpio", std::process::id()));
-    let packed = nested::pack(lab, kernel, &build()?, &archive)?;
+    let packed = nested::pack(lab, &build()?, &archive)?;
     let boot = Boot::start(lab, kernel, &Machine::default(), &[packed]);
     // A running lab has it in memory.
     std::fs::remove_file(&archive)?;
@@ -175,9 +175,9 @@ fn vmm(machine: Option<&str>) -> Vec<String> {
         "-serial",
         "stdio",
         "-kernel",
-        "/vmm/guest/vmlinuz",
+        guest::KERNEL,
         "-initrd",
-        "/vmm/guest/initramfs",
+        guest::INITRAMFS,
         "-append",
         append,
     ]
@@ -211,7 +211,7 @@ impl Console {
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.bytes.extend_from_slice(bytes);
-        let marker = nested::MARKER.as_bytes();
+        let marker = guest::MARKER.as_bytes();
         if self.up.is_none() && self.bytes.windows(marker.len()).any(|window| window == marker) {
             self.up = Some(self.begun.elapsed());
         }
@@ -230,12 +230,12 @@ mod tests {
     #[test]
     fn the_marker_is_noticed_when_it_comes_in_pieces() {
         let mut console = Console::new();
-        let (head, tail) = nested::MARKER.split_at(5);
+        let (head, tail) = guest::MARKER.split_at(5);
         console.write_all(head.as_bytes()).unwrap();
         assert_eq!(console.up, None);
         console.write_all(tail.as_bytes()).unwrap();
         assert!(console.up.is_some());
-        assert_eq!(console.finish().text, nested::MARKER);
+        assert_eq!(console.finish().text, guest::MARKER);
     }
 
     #[test]

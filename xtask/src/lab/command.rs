@@ -79,7 +79,8 @@ fn boot_and_run(options: Options) -> Result<i32, Broken> {
     boot.run(&job, &mut stdout().lock(), &mut stderr().lock())
 }
 
-/// Returns the host's settings that a guest command gets too.
+/// Returns the host's settings that a guest command gets too. Not those of a guest to boot, since the lab has its own.
 pub(crate) fn environment() -> Vec<(String, String)> {
-    std::env::vars().filter(|(name, _)| name.starts_with("PREMAP_") || name == "RUST_BACKTRACE").collect()
+    let ours = |name: &str| name.starts_with("PREMAP_") && !name.starts_with("PREMAP_GUEST_");
+    std::env::vars().filter(|(name, _)| ours(name) || name == "RUST_BACKTRACE").collect()
 }

@@ -3,6 +3,7 @@
 # The protocol is stated in lab/boot.rs.
 
 export PATH=/lab:/bin HOME=/root
+export PREMAP_GUEST_KERNEL=/guest/vmlinuz PREMAP_GUEST_INITRD=/guest/initramfs PREMAP_GUEST_MARKER=premap-guest-is-up
 /bin/busybox mount -t proc proc /proc
 /bin/busybox --install -s /bin
 mount -t sysfs sysfs /sys

@@ -1,4 +1,4 @@
-//! What the guest boots into: busybox, the kernel modules, the binaries to run, and `init.sh`.
+//! What the lab boots into: busybox, the kernel modules, the binaries to run, a guest to boot, and `init.sh`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
+use super::guest;
 use super::kernel::Kernel;
 
 const INIT: &str = include_str!("init.sh");
@@ -29,7 +30,7 @@ impl GuestFile {
 /// Builds the archive for one boot.
 pub(super) fn build(busybox: &Path, kernel: &Kernel, files: &[GuestFile]) -> Result<Vec<u8>> {
     let mut archive = Archive::new();
-    for directory in ["bin", "dev", "lab", "modules", "proc", "root", "run", "sys", "tmp"] {
+    for directory in ["bin", "dev", "guest", "lab", "modules", "proc", "root", "run", "sys", "tmp"] {
         archive.directory(directory)?;
     }
     archive.executable("init", INIT.as_bytes())?;
@@ -39,6 +40,8 @@ pub(super) fn build(busybox: &Path, kernel: &Kernel, files: &[GuestFile]) -> Res
         let name = module.file_name().unwrap_or_default().to_string_lossy();
         archive.executable(&format!("modules/{name}"), &read(module)?)?;
     }
+    archive.executable(&guest::KERNEL[1..], &read(&kernel.image)?)?;
+    archive.executable(&guest::INITRAMFS[1..], &guest::initramfs(busybox)?)?;
     for file in files {
         let content = read(&file.path)?;
         if is_dynamic(&content) {

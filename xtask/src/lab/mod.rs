@@ -20,6 +20,7 @@ pub(crate) mod boot;
 mod command;
 mod console;
 mod cpio;
+pub(crate) mod guest;
 pub(crate) mod initramfs;
 pub(crate) mod kernel;
 pub(crate) mod machine;

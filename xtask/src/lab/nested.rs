@@ -1,13 +1,12 @@
-//! What the lab's guest needs to run a VMM in it: Debian's QEMU, which is linked dynamically, and a guest for it.
+//! What the lab's guest needs to run a VMM in it: Debian's QEMU, which is linked dynamically.
 //!
 //! The lab's own initramfs has static programs only. So QEMU goes in as an archive of its own, with the libraries that the
-//! dynamic linker says it loads, with firmware, a kernel and an initramfs. A job unpacks it over the root directory.
+//! dynamic linker says it loads, and with firmware. A job unpacks it over the root directory.
 //!
 //! ```text
 //!   /vmm/bin    qemu-system-x86_64, and the programs to go with it
 //!   /vmm/lib    every library, flat; LD_LIBRARY_PATH names it
 //!   /vmm/share  firmware
-//!   /vmm/guest  vmlinuz, initramfs
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,13 +19,7 @@ use anyhow::{Context, Result, bail};
 use super::Lab;
 use super::cpio::Archive;
 use super::initramfs::GuestFile;
-use super::kernel::Kernel;
 use super::qemu::PROGRAM;
-
-const INIT: &str = include_str!("nested-init.sh");
-
-/// The line by which the nested guest's console tells that it is up.
-pub(crate) const MARKER: &str = "premap-nested-guest-is-up";
 
 /// The archive's name on the lab's search path.
 pub(crate) const ARCHIVE: &str = "vmm.cpio";
@@ -35,8 +28,8 @@ pub(crate) const ARCHIVE: &str = "vmm.cpio";
 const FIRMWARE: [&str; 4] = ["bios-256k.bin", "kvmvapic.bin", "linuxboot.bin", "linuxboot_dma.bin"];
 const FIRMWARE_PLACES: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
 
-/// Packs QEMU, a nested guest with the lab's own kernel, and `programs` of this machine. Writes the archive to `to`.
-pub(crate) fn pack(lab: &Lab, kernel: &Kernel, programs: &[PathBuf], to: &Path) -> Result<GuestFile> {
+/// Packs QEMU, and `programs` of this machine. Writes the archive to `to`.
+pub(crate) fn pack(lab: &Lab, programs: &[PathBuf], to: &Path) -> Result<GuestFile> {
     let qemu = lab.qemu.command();
     let system = lab.qemu.root().is_none();
     let own = if system { which(PROGRAM)? } else { PathBuf::from(qemu.get_program()) };
@@ -55,7 +48,6 @@ pub(crate) fn pack(lab: &Lab, kernel: &Kernel, programs: &[PathBuf], to: &Path) 
             found.with_context(|| format!("QEMU's packages have no {name}"))?,
         );
     }
-    files.insert("vmm/guest/vmlinuz".to_owned(), kernel.image.clone());
 
     let mut archive = Archive::new();
     for directory in parents(files.keys()) {
@@ -65,19 +57,8 @@ pub(crate) fn pack(lab: &Lab, kernel: &Kernel, programs: &[PathBuf], to: &Path) 
         let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         archive.executable(&name, &content)?;
     }
-    archive.executable("vmm/guest/initramfs", &guest(lab)?)?;
     fs::write(to, archive.finish()?).with_context(|| format!("cannot write {}", to.display()))?;
     Ok(GuestFile { name: ARCHIVE.to_owned(), path: to.to_owned() })
-}
-
-fn guest(lab: &Lab) -> Result<Vec<u8>> {
-    let mut archive = Archive::new();
-    for directory in ["bin", "dev", "proc", "tmp"] {
-        archive.directory(directory)?;
-    }
-    archive.executable("init", INIT.as_bytes())?;
-    archive.executable("bin/busybox", &fs::read(&lab.busybox)?)?;
-    archive.finish()
 }
 
 /// Asks the dynamic linker what it loads for a program, and gives each library with its place in the archive.
@@ -151,10 +132,5 @@ mod tests {
     fn directories_come_before_what_is_in_them() {
         let files = ["a/b/c".to_owned(), "a/d".to_owned()];
         assert_eq!(parents(files.iter()).into_iter().collect::<Vec<_>>(), ["a", "a/b"]);
-    }
-
-    #[test]
-    fn the_guest_says_the_marker() {
-        assert!(INIT.contains(&format!("echo {MARKER}\n")));
     }
 }

@@ -4,9 +4,11 @@ use premap_guest::{Access, Backing, Linux, Order};
 
 use super::check::{Check, Status, TRIAL};
 use crate::first_touch::{Outcome, Setting, measure};
+use crate::mapping::Mapping;
 use crate::output::progress::Bar;
 use crate::size::{Size, thousands};
 use crate::strategy::Strategy;
+use crate::working_set::First;
 
 const SETTING: Setting = Setting {
     bytes: 8 << 20,
@@ -14,8 +16,6 @@ const SETTING: Setting = Setting {
     access: Access::Write,
     order: Order::Ascending,
     vcpus: 1,
-    chunk: Some(4 << 20),
-    deadline: None,
 };
 
 /// Runs the trial, if there is a KVM to run it on.
@@ -23,7 +23,8 @@ pub(super) fn check(linux: Option<&Linux>) -> Check {
     let Some(linux) = linux else {
         return Check::new(TRIAL, Status::Missing, "not tried, since /dev/kvm can't be opened");
     };
-    let measure = |strategy| measure(linux, &SETTING, strategy, &Bar::new(strategy, SETTING.bytes));
+    let mapping = Mapping { chunk: Some(4 << 20), deadline: None, first: First::default() };
+    let measure = |strategy| measure(linux, &SETTING, &mapping, strategy, &Bar::new(strategy, SETTING.bytes));
     match measure(Strategy::Demand).and_then(|demand| Ok((demand, measure(Strategy::TwoStage)?))) {
         Ok((demand, two)) => judge(&demand, &two),
         Err(error) => Check::new(TRIAL, Status::Missing, format!("{error:#}")),

@@ -5,6 +5,7 @@ use premap_address::PAGE_SIZE;
 use serde::Serialize;
 
 use crate::first_touch::Outcome;
+use crate::linux_guest;
 use crate::run::Common;
 use crate::strategy::Strategy;
 
@@ -22,6 +23,9 @@ struct Row<'a> {
     guest: Guest,
     mapped: Mapped,
     total_ns: u64,
+    /// Of the Linux guest: from the first entry into the guest to its marker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    boot_ns: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -89,5 +93,6 @@ fn row<'a>(common: &'a Common, outcome: &Outcome) -> Row<'a> {
             pages_1g: outcome.mapped.pages_1g,
         },
         total_ns: outcome.total_ns(),
+        boot_ns: (common.guest == linux_guest::Guest::Linux).then_some(outcome.guest_ns),
     }
 }

@@ -104,13 +104,12 @@ fn no_huge_pages(common: &Common, two: &Outcome) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use premap::Report;
     use premap_guest::{MappedPages, Order};
 
     use super::*;
     use crate::first_touch::Setting;
+    use crate::linux_guest::Guest;
 
     fn common(access: Access) -> Common {
         let setting = Setting {
@@ -119,10 +118,8 @@ mod tests {
             access,
             order: Order::Ascending,
             vcpus: 1,
-            chunk: None,
-            deadline: Some(Duration::from_secs(1)),
         };
-        Common { backend: "kvm", kernel: "6.12.0".to_owned(), setting }
+        Common { backend: "kvm", kernel: "6.12.0".to_owned(), guest: Guest::FirstTouch, setting }
     }
 
     fn outcome(strategy: Strategy, faults: u64, guest_ns: u64) -> Outcome {

@@ -10,6 +10,7 @@ use premap_guest::{Access, Order};
 
 use super::{STYLE, meaning, wrap};
 use crate::first_touch::Outcome;
+use crate::linux_guest::Guest;
 use crate::run::Common;
 use crate::size::{Size, thousands, time};
 use crate::strategy::Strategy;
@@ -47,13 +48,17 @@ fn headline(common: &Common) -> String {
         "soft" => format!("the software KVM, as Linux {}", common.kernel),
         _ => format!("/dev/kvm, Linux {}", common.kernel),
     };
-    format!(
-        "For each strategy, a fresh guest with {} of memory ({}) {does} one word of each of its {} pages of 4 KiB, in \
-         {order} order, on {vcpus} of {kvm}.",
-        Size(setting.bytes),
-        setting.backing,
-        thousands(setting.bytes / PAGE_SIZE),
-    )
+    let (memory, backing) = (Size(setting.bytes), setting.backing);
+    match common.guest {
+        Guest::FirstTouch => format!(
+            "For each strategy, a fresh guest with {memory} of memory ({backing}) {does} one word of each of its {} pages \
+             of 4 KiB, in {order} order, on {vcpus} of {kvm}.",
+            thousands(setting.bytes / PAGE_SIZE),
+        ),
+        Guest::Linux => format!(
+            "For each strategy, Linux boots in a fresh machine with {memory} of memory ({backing}), on {vcpus} of {kvm}."
+        ),
+    }
 }
 
 fn table(outcomes: &[Outcome]) -> Table {

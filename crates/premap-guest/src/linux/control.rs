@@ -17,7 +17,7 @@ use crate::backing::Backing;
 use crate::error::{GuestError, MachineError, call};
 use crate::memory::Memory;
 
-const PML4: u64 = PAGE_SIZE;
+pub(super) const PML4: u64 = PAGE_SIZE;
 const PDPT: u64 = 2 * PAGE_SIZE;
 /// As many as one PDPT points to, which is one GiB each.
 const DIRECTORIES: u64 = 512;
@@ -97,8 +97,9 @@ const fn directory(gib: u64) -> u64 {
 /// The code's address.
 pub(super) const ENTRY: u64 = 0;
 
-/// Puts a vCPU into 64-bit mode at the highest privilege, on the tables of the control slot.
-pub(super) fn enter_long_mode(sregs: &mut kvm_sregs) {
+/// Puts a vCPU into 64-bit mode at the highest privilege, on the page tables at `tables` in the guest, with the flat
+/// segments and the selectors that Linux's boot protocol asks for.
+pub fn enter_long_mode(sregs: &mut kvm_sregs, tables: Gpa) {
     const CR0_PE: u64 = 1;
     const CR0_ET: u64 = 1 << 4;
     const CR0_NE: u64 = 1 << 5;
@@ -108,12 +109,12 @@ pub(super) fn enter_long_mode(sregs: &mut kvm_sregs) {
     const EFER_LME: u64 = 1 << 8;
     const EFER_LMA: u64 = 1 << 10;
     sregs.cr0 = CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
-    sregs.cr3 = PML4;
+    sregs.cr3 = tables.raw();
     sregs.cr4 = CR4_PAE;
     sregs.efer = EFER_LME | EFER_LMA;
     let flat = kvm_segment { limit: u32::MAX, present: 1, g: 1, ..Default::default() };
-    let code = kvm_segment { selector: 0x08, type_: 0xb, s: 1, l: 1, ..flat };
-    let data = kvm_segment { selector: 0x10, type_: 0x3, s: 1, db: 1, ..flat };
+    let code = kvm_segment { selector: 0x10, type_: 0xb, s: 1, l: 1, ..flat };
+    let data = kvm_segment { selector: 0x18, type_: 0x3, s: 1, db: 1, ..flat };
     sregs.cs = code;
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     // VMX demands a busy 64-bit task segment even of a guest that has no task.

@@ -21,6 +21,7 @@ use premap_kvm::{Errno, Stats};
 use crate::error::{MachineError, call};
 use crate::machine::{Kernel, MachineVm};
 use control::Control;
+pub use control::enter_long_mode;
 pub use vcpu::LinuxVcpu;
 
 const PATH: &str = "/dev/kvm";
@@ -50,15 +51,12 @@ impl Linux {
     pub fn kvm(&self) -> &Kvm {
         &self.kvm
     }
-}
 
-impl Kernel for Linux {
-    const NAME: &'static str = "kvm";
-
-    type Vm = LinuxVm;
-    type Vcpu = LinuxVcpu;
-
-    fn create_vm(&self) -> Result<LinuxVm, MachineError> {
+    /// Makes a VM without slots or vCPUs, whose addresses from 3 GiB to 4 GiB KVM may use for itself.
+    ///
+    /// # Errors
+    /// What the kernel gives.
+    pub fn bare_vm(&self) -> Result<Borrowable<VmFd>, MachineError> {
         let fd = loop {
             match self.kvm.create_vm().map_err(errno) {
                 Err(Errno::INTR) => {}
@@ -69,7 +67,18 @@ impl Kernel for Linux {
             .map_err(errno)
             .map_err(call("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TSS).map_err(errno).map_err(call("KVM_SET_TSS_ADDR"))?;
-        let vm = LinuxVm { fd: Borrowable(fd), control: Arc::new(Control::new()?) };
+        Ok(Borrowable(fd))
+    }
+}
+
+impl Kernel for Linux {
+    const NAME: &'static str = "kvm";
+
+    type Vm = LinuxVm;
+    type Vcpu = LinuxVcpu;
+
+    fn create_vm(&self) -> Result<LinuxVm, MachineError> {
+        let vm = LinuxVm { fd: self.bare_vm()?, control: Arc::new(Control::new()?) };
         vm.control.add_to(&vm)?;
         Ok(vm)
     }
@@ -149,7 +158,7 @@ impl MachineVm for LinuxVm {
 
 /// A descriptor's owner that, as kvm-ioctls' types do, only gives its number.
 #[derive(Debug)]
-struct Borrowable<T>(T);
+pub struct Borrowable<T>(pub T);
 
 #[expect(unsafe_code, reason = "borrows the owner's descriptor")]
 impl<T: AsRawFd> AsFd for Borrowable<T> {
@@ -160,6 +169,7 @@ impl<T: AsRawFd> AsFd for Borrowable<T> {
 }
 
 /// The errno in kvm-ioctls' error.
-fn errno(error: kvm_ioctls::Error) -> Errno {
+#[must_use]
+pub fn errno(error: kvm_ioctls::Error) -> Errno {
     Errno::from_io_error(&io::Error::from_raw_os_error(error.errno())).unwrap_or(Errno::IO)
 }

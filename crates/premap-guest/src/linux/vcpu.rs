@@ -7,7 +7,7 @@ use premap_address::{Gpa, GpaRange, PAGE_SIZE};
 use premap_kvm::abi::kvm_pre_fault_memory;
 use premap_kvm::{Errno, Stats, Vcpu};
 
-use super::control::{Control, ENTRY, enter_long_mode};
+use super::control::{Control, ENTRY, PML4, enter_long_mode};
 use super::{Borrowable, code, errno};
 use crate::error::GuestError;
 use crate::machine::Guest;
@@ -49,7 +49,7 @@ impl Guest for LinuxVcpu {
         self.control.map(range)?;
         let fd = &self.fd.0;
         let mut sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-        enter_long_mode(&mut sregs);
+        enter_long_mode(&mut sregs, Gpa::new(PML4));
         fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
         fd.set_regs(&code::registers(slice, ENTRY)).map_err(failed("KVM_SET_REGS"))
     }

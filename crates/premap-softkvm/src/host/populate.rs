@@ -33,7 +33,7 @@ impl From<Errno> for Failure {
     }
 }
 
-pub(super) fn populate(range: Range<Hva>, touch: Touch) -> Result<(), Failure> {
+pub(crate) fn populate(range: Range<Hva>, touch: Touch) -> Result<(), Failure> {
     let advice = match touch {
         Touch::Read => Advice::LinuxPopulateRead,
         Touch::Write => Advice::LinuxPopulateWrite,

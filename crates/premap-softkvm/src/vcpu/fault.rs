@@ -20,7 +20,7 @@ use premap_mmu::{Access, Permissions};
 
 use super::SoftVcpu;
 use crate::access::Operation;
-use crate::host::{Exclusivity, Failure, Run, State, Touch};
+use crate::host::{Exclusivity, Failure, Run, State, Touch, populate};
 use crate::machine::Machine;
 use crate::memslots::{Protection, State as SlotState};
 use crate::private::Kind;
@@ -161,15 +161,15 @@ impl Machine {
             let got = match (run.state, touch) {
                 (State::NoAccess, _) => return Err(Errno::FAULT),
                 (State::Writable, _) | (State::Readable, Touch::Read) => return Ok(Page::Is(run)),
-                (State::Absent, _) => self.host.populate(page.clone(), touch).map(|()| None),
+                (State::Absent, _) => populate(page.clone(), touch).map(|()| None),
                 (State::Readable, Touch::Write) if !self.host.may_write(hva)? => return Err(Errno::FAULT),
                 (State::Readable, Touch::Write) if copies == Copies::Believed => {
                     let writable = Run { state: State::Writable, ..run };
-                    self.host.populate(page.clone(), touch).map(|()| Some(Page::Is(writable)))
+                    populate(page.clone(), touch).map(|()| Some(Page::Is(writable)))
                 }
                 (State::Readable, Touch::Write) => {
                     self.begin_invalidation(&replaced(&page, run.size));
-                    let copied = self.host.populate(page.clone(), touch);
+                    let copied = populate(page.clone(), touch);
                     self.end_invalidation();
                     copied.map(|()| Some(Page::Replaced))
                 }

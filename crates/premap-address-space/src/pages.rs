@@ -6,8 +6,6 @@
 //! `/proc/self/pagemap`, which looks at each page's own record.
 //!
 //! That record alone says whether a private page is ours alone ([`Exclusivity`]), so it is read where that matters.
-// UNSAFETY: one ioctl; its block argues that the kernel writes only where it is told to.
-#![expect(unsafe_code, reason = "the PAGEMAP_SCAN ioctl")]
 
 use std::fs::File;
 use std::ops::Range;
@@ -15,53 +13,21 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use premap_address::{Hva, PAGE_SIZE, PageSize};
-use premap_kvm::Errno;
-use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
+use rustix::io::Errno;
 
-use super::vma::Vma;
-use super::{Run, State};
+use super::mappings::Mapping;
+use crate::scan::{HUGE, PRESENT, Region, Wanted, ZERO, scan};
+use crate::{Run, State, errno};
 
 /// How hard to ask whether a private page is shared with another process (by fork) or another address (by KSM).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Exclusivity {
+pub enum Exclusivity {
     /// Takes a private page that is neither the zero page nor the page cache's for ours alone: true of a process that
     /// neither forked nor merges its memory.
     Assume,
     /// Asks, for about 40 ns a page.
     Ask,
 }
-
-/// `struct page_region` of `include/uapi/linux/fs.h`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-struct Region {
-    start: u64,
-    end: u64,
-    categories: u64,
-}
-
-/// `struct pm_scan_arg` of `include/uapi/linux/fs.h`.
-#[repr(C)]
-#[derive(Default)]
-struct Scan {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
-
-const PAGEMAP_SCAN: Opcode = opcode::read_write::<Scan>(b'f', 16);
-const PRESENT: u64 = 1 << 3;
-const ZERO: u64 = 1 << 5;
-const HUGE: u64 = 1 << 6;
 
 /// Bits of an entry of `/proc/self/pagemap`, from the kernel's `admin-guide/mm/pagemap.rst`.
 const ENTRY_PRESENT: u64 = 1 << 63;
@@ -73,76 +39,67 @@ const AT_ONCE: usize = 512;
 
 /// The process's page tables.
 #[derive(Debug)]
-pub(super) struct Pages {
+pub(crate) struct Pages {
     pagemap: File,
     /// Cleared by the first ENOTTY: a kernel before 6.7.
     has_scan: AtomicBool,
 }
 
 impl Pages {
-    pub(super) fn open() -> Result<Self, Errno> {
-        let pagemap = File::open("/proc/self/pagemap")
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    pub(crate) fn open() -> Result<Self, Errno> {
+        let pagemap = File::open("/proc/self/pagemap").map_err(|error| errno(&error))?;
         Ok(Self { pagemap, has_scan: AtomicBool::new(true) })
     }
 
+    pub(crate) fn scans(&self) -> bool {
+        self.has_scan.load(Ordering::Relaxed)
+    }
+
     #[cfg(test)]
-    pub(super) fn use_scan(&self, use_it: bool) {
+    pub(crate) fn use_scan(&self, use_it: bool) {
         self.has_scan.store(use_it, Ordering::Relaxed);
     }
 
-    /// Pushes runs that cover `range`, which lies in `vma`, from its start on.
-    pub(super) fn query(
+    /// Pushes runs that cover `range`, which lies in `mapping`, from its start on.
+    pub(crate) fn query(
         &self,
-        vma: &Vma,
+        mapping: &Mapping,
         range: Range<Hva>,
         exclusivity: Exclusivity,
         runs: &mut Vec<Run>,
     ) -> Result<(), Errno> {
         // A private mapping of a file shows the page cache until it is written, and only the page's record tells which.
-        let small = vma.file || exclusivity == Exclusivity::Ask;
+        let small = mapping.file || exclusivity == Exclusivity::Ask;
         if self.has_scan.load(Ordering::Relaxed) {
-            match self.scan(vma, range.clone(), runs) {
-                Ok(()) if vma.shared || !vma.write => return Ok(()),
+            match self.exceptions(mapping, range.clone(), runs) {
+                Ok(()) if mapping.shared || !mapping.write => return Ok(()),
                 Ok(()) => return self.refine(runs, small),
                 Err(Errno::NOTTY) => self.has_scan.store(false, Ordering::Relaxed),
                 Err(errno) => return Err(errno),
             }
         }
         runs.clear();
-        self.entries(vma, range, runs)
+        self.entries(mapping, range, runs)
     }
 
-    /// By `PAGEMAP_SCAN`. Stops short of the end of `range` where the exceptions are too many for one call.
-    fn scan(&self, vma: &Vma, range: Range<Hva>, runs: &mut Vec<Run>) -> Result<(), Errno> {
+    /// By `PAGEMAP_SCAN`, if the kernel has it. Stops short of the end of `range` where the exceptions are too many for one call.
+    fn exceptions(&self, mapping: &Mapping, range: Range<Hva>, runs: &mut Vec<Run>) -> Result<(), Errno> {
+        let wanted = Wanted {
+            inverted: PRESENT,
+            any: PRESENT | ZERO | HUGE,
+            told: PRESENT | ZERO | HUGE,
+            ..Wanted::default()
+        };
         let mut regions = [Region::default(); AT_ONCE];
-        let mut scan = Scan {
-            size: size_of::<Scan>() as u64,
-            start: range.start.raw(),
-            end: range.end.raw(),
-            vec: regions.as_mut_ptr().expose_provenance() as u64,
-            vec_len: AT_ONCE as u64,
-            category_inverted: PRESENT,
-            category_anyof_mask: PRESENT | ZERO | HUGE,
-            return_mask: PRESENT | ZERO | HUGE,
-            ..Scan::default()
-        };
-        let found = {
-            // SAFETY: PAGEMAP_SCAN reads and writes one pm_scan_arg and writes at most `vec_len` regions at `vec`: the
-            // array above, of that length, which outlives the call and is not touched during it. Without
-            // PM_SCAN_WP_MATCHING it changes no page table.
-            unsafe { ioctl(&self.pagemap, Updater::<PAGEMAP_SCAN, _>::new(&mut scan)) }?;
-            // The ioctl's return value, the number of regions, is lost in the pattern; empty regions end the list.
-            regions.iter().take_while(|region| region.end != 0)
-        };
-        let ordinary = if vma.write { State::Writable } else { State::Readable };
+        let (found, end) = scan(&self.pagemap, &range, wanted, &mut regions)?;
+        let ordinary = if mapping.write { State::Writable } else { State::Readable };
         let mut at = range.start;
         for region in found {
             let (start, end) = (Hva::new(region.start), Hva::new(region.end));
             if at < start {
                 runs.push(Run::new(at..start, ordinary, PageSize::Size4K));
             }
-            let size = match (region.categories & HUGE != 0, vma.page_size) {
+            let size = match (region.categories & HUGE != 0, mapping.page_size) {
                 (false, _) => PageSize::Size4K,
                 (true, PageSize::Size1G) => PageSize::Size1G,
                 (true, _) => PageSize::Size2M,
@@ -155,7 +112,6 @@ impl Pages {
             runs.push(Run::new(start..end, state, size));
             at = end;
         }
-        let end = Hva::new(scan.walk_end).min(range.end);
         if at < end {
             runs.push(Run::new(at..end, ordinary, PageSize::Size4K));
         }
@@ -196,16 +152,16 @@ impl Pages {
     }
 
     /// By reading `/proc/self/pagemap` alone.
-    fn entries(&self, vma: &Vma, range: Range<Hva>, runs: &mut Vec<Run>) -> Result<(), Errno> {
+    fn entries(&self, mapping: &Mapping, range: Range<Hva>, runs: &mut Vec<Run>) -> Result<(), Errno> {
         self.for_each_entry(range, |start, entry| {
             let state = if entry & ENTRY_PRESENT == 0 {
                 State::Absent
-            } else if vma.write && (vma.shared || private_page_is_ours(entry)) {
+            } else if mapping.write && (mapping.shared || private_page_is_ours(entry)) {
                 State::Writable
             } else {
                 State::Readable
             };
-            push(runs, Run::new(start..start.wrapping_add(PAGE_SIZE), state, vma.page_size));
+            push(runs, Run::new(start..start.wrapping_add(PAGE_SIZE), state, mapping.page_size));
         })
     }
 
@@ -218,7 +174,7 @@ impl Pages {
             let read = self
                 .pagemap
                 .read_at(&mut bytes[..wanted], at.raw() / PAGE_SIZE * 8)
-                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+                .map_err(|error| errno(&error))?;
             if read < 8 {
                 return Err(Errno::IO);
             }

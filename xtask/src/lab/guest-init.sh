@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# The nested guest's init: says what machine it found, has the kernel fill and read back memory, and powers off.
+# The init of guests that run in the lab: says what machine it found, has the kernel fill and read back memory, and powers off.
 # Nothing that it prints depends on time.
 
 /bin/busybox mount -t proc proc /proc
@@ -12,5 +12,5 @@ nproc
 grep 'System RAM' /proc/iomem
 seq 1 1500000 >/tmp/numbers
 md5sum /tmp/numbers
-echo premap-nested-guest-is-up
+echo premap-guest-is-up
 poweroff -f

@@ -6,19 +6,33 @@ use std::io::{self, BufRead, BufReader};
 
 /// A stretch of the address space with one kind of memory behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Area {
-    pub(crate) start: u64,
-    pub(crate) end: u64,
-    pub(crate) kind: Kind,
+pub struct Area {
+    /// Its first address.
+    pub start: u64,
+    /// The address just past it.
+    pub end: u64,
+    /// What is behind it.
+    pub kind: Kind,
+    /// Whether this process may read it.
+    pub readable: bool,
     /// Whether this process may write it.
-    pub(crate) writable: bool,
+    pub writable: bool,
+    /// Whether writes reach whoever else maps the same.
+    pub shared: bool,
+    /// Whether a file is behind it. A memfd and shared anonymous memory are files too.
+    pub file: bool,
+    /// The page size of what is behind it: more than 4 KiB for hugetlb alone.
+    pub page_bytes: u64,
 }
 
 /// What is behind an area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// Private anonymous memory.
     Anonymous,
+    /// A shared mapping.
     Shared,
+    /// A private mapping of a file.
     PrivateFile,
     /// Pages of this many bytes.
     Hugetlb(u64),
@@ -30,24 +44,28 @@ pub(crate) enum Kind {
     Closed,
 }
 
-/// Reads the address space of this process.
-pub(crate) fn read() -> io::Result<Vec<Area>> {
+/// Reads the address space of this process, lowest address first.
+///
+/// # Errors
+/// What opening or reading the file gives.
+pub fn areas() -> io::Result<Vec<Area>> {
     parse(BufReader::new(std::fs::File::open("/proc/self/smaps")?))
 }
 
 /// Parses the text of `smaps`: a header line for each area, then its fields.
 fn parse(text: impl BufRead) -> io::Result<Vec<Area>> {
     let mut areas: Vec<Area> = Vec::new();
-    let mut page = 0;
     for line in text.lines() {
         let line = line?;
         if let Some(area) = header(&line) {
             areas.push(area);
         } else if let Some(size) = line.strip_prefix("KernelPageSize:") {
             let kib: u64 = size.trim().trim_end_matches("kB").trim().parse().unwrap_or(4);
-            page = kib << 10;
+            if let Some(area) = areas.last_mut() {
+                area.page_bytes = kib << 10;
+            }
         } else if let (Some(flags), Some(area)) = (line.strip_prefix("VmFlags:"), areas.last_mut()) {
-            area.kind = refine(area.kind, flags, page);
+            area.kind = refine(area.kind, flags, area.page_bytes);
         }
     }
     Ok(areas)
@@ -66,7 +84,8 @@ fn header(line: &str) -> Option<Area> {
         _ if inode != 0 => Kind::PrivateFile,
         _ => Kind::Anonymous,
     };
-    Some(Area { start, end, kind, writable: *write == b'w' })
+    let (readable, writable, shared) = (*read == b'r', *write == b'w', *sharing == b's');
+    Some(Area { start, end, kind, readable, writable, shared, file: inode != 0, page_bytes: 4096 })
 }
 
 fn refine(kind: Kind, flags: &str, page: u64) -> Kind {
@@ -88,8 +107,12 @@ mod tests {
     fn check(header: &str, page: &str, flags: &str, kind: Kind, writable: bool) {
         let text =
             format!("{header}\nSize: 4 kB\nKernelPageSize: {page} kB\nMMUPageSize: 4 kB\nVmFlags: {flags}\n");
-        let expected = Area { start: 0x7f00_0000_0000, end: 0x7f00_0020_0000, kind, writable };
-        assert_eq!(parse(text.as_bytes()).unwrap(), [expected], "{header}");
+        let [area] = parse(text.as_bytes()).unwrap()[..] else { panic!("{header} is one area") };
+        assert_eq!((area.start, area.end), (0x7f00_0000_0000, 0x7f00_0020_0000), "{header}");
+        assert_eq!((area.kind, area.writable), (kind, writable), "{header}");
+        let shared = header.split(' ').nth(1).unwrap().ends_with('s');
+        assert_eq!((area.readable, area.shared), (kind != Kind::Closed, shared), "{header}");
+        assert_eq!(area.page_bytes, page.parse::<u64>().unwrap() << 10, "{header}");
     }
 
     #[test]
@@ -118,7 +141,7 @@ mod tests {
 
     #[test]
     fn this_process_is_read_in_order_and_without_overlap() {
-        let areas = read().unwrap();
+        let areas = areas().unwrap();
         let here = std::ptr::from_ref(&areas).addr() as u64;
         let own = areas.iter().find(|area| (area.start..area.end).contains(&here)).unwrap();
         assert_eq!((own.kind, own.writable), (Kind::Anonymous, true));

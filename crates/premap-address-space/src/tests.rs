@@ -58,7 +58,7 @@ impl Drop for Area {
 /// Asks by each interface and compares the states of the pages; an answer may end before the range does.
 #[track_caller]
 fn check(area: &Area, asked: Range<u64>, expected: &[(u64, State)]) {
-    let host = Host::open().unwrap();
+    let host = AddressSpace::open().unwrap();
     for scan in [true, false] {
         host.pages.use_scan(scan);
         for exclusivity in [Exclusivity::Assume, Exclusivity::Ask] {
@@ -114,14 +114,14 @@ fn permissions_come_before_pages_and_end_an_answer() {
     check(&area, 0..PAGES, &[(4, State::Writable)]);
     check(&area, 4..PAGES, &[(4, State::Readable)]);
     check(&area, 8..PAGES, &[(4, State::NoAccess)]);
-    let host = Host::open().unwrap();
+    let host = AddressSpace::open().unwrap();
     assert_eq!(host.may_write(area.range(4..5).start), Ok(false));
     assert_eq!(host.may_write(area.range(0..1).start), Ok(true));
 }
 
 #[test]
 fn scattered_pages_and_no_mapping_at_all_are_told() {
-    let host = Host::open().unwrap();
+    let host = AddressSpace::open().unwrap();
     let area = Area::new(MapFlags::PRIVATE);
     for page in (0..PAGES).step_by(2) {
         area.advise(page..page + 1, Advice::LinuxPopulateWrite);
