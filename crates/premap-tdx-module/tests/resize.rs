@@ -89,8 +89,11 @@ fn what_is_not_one_page_is_not_promoted() {
         }
     };
     let page = |index: u64| at(GPA + (index << 12), Level::PT);
-    check(&|host, tdr, _| drop(host.module.mem_page_remove(page(511), tdr).unwrap()));
-    check(&|host, tdr, _| drop(host.module.mem_page_remove(page(0), tdr).unwrap()));
+    let remove = |host: &Host, tdr, index| {
+        host.module.mem_page_remove(page(index), tdr).unwrap();
+    };
+    check(&|host, tdr, _| remove(host, tdr, 511));
+    check(&|host, tdr, _| remove(host, tdr, 0));
     check(&|host, tdr, _| host.module.mem_range_block(page(17), tdr).unwrap());
     check(&|host, tdr, _| host.module.put_entry_state(page(3), tdr, EntryState::Mapped).unwrap());
     check(&|host, tdr, _| {
