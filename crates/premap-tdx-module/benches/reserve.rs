@@ -52,7 +52,9 @@ fn reserve(Machine { module, tdr }: &Machine, part: std::ops::Range<u64>) -> Dur
         let frame = Hpa::new(TABLES + (1 << 20) + table / 512);
         module.mem_sept_add(PageInfo::new(Gpa::new(table), Level::PD), *tdr, frame).expect("no table yet");
         for gpa in (table..table + LARGE).step_by(4096) {
-            module.mem_page_aug(PageInfo::page(Gpa::new(gpa)), *tdr, Hpa::new(MEMORY + gpa)).expect("a free entry");
+            module
+                .mem_page_aug(PageInfo::page(Gpa::new(gpa)), *tdr, Hpa::new(MEMORY + gpa))
+                .expect("a free entry");
         }
     }
     processor_time() - begin
@@ -126,7 +128,11 @@ fn main() {
         return;
     }
     for (threads, value, spread, wall) in &lines {
-        println!("reserve  {threads} threads {:8.3} million pages/s  spread {spread:.2}  wall {:.3}", value / 1e6, wall / 1e6);
+        println!(
+            "reserve  {threads} threads {:8.3} million pages/s  spread {spread:.2}  wall {:.3}",
+            value / 1e6,
+            wall / 1e6
+        );
     }
     if let [(_, one, _, wall_one), (_, two, _, wall_two)] = lines.as_slice() {
         println!("two threads: {:.2} times one (wall clock: {:.2})", two / one, wall_two / wall_one);

@@ -1,5 +1,4 @@
 //! Calls that fail on request, and that have no effect then.
-#![expect(clippy::unwrap_used, reason = "in a test the panic is the message")]
 
 mod common;
 

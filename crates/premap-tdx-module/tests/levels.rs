@@ -68,7 +68,10 @@ fn addresses_must_be_aligned_to_the_level_and_private() {
         let params = TdParams { gpaw, five_levels: gpaw, ..TdParams::default() };
         let tdr = host.td_with(Stage::Initialized, &params).tdr;
         let refused = |page| call(&host, Seamcall::MemSeptRd, page, tdr) == Some(Class::OPERAND_INVALID);
-        assert_eq!(!refused(PageInfo::new(Gpa::new(gpa), if gpaw { Level::PML5 } else { Level::PML4 })), expected);
+        assert_eq!(
+            !refused(PageInfo::new(Gpa::new(gpa), if gpaw { Level::PML5 } else { Level::PML4 })),
+            expected
+        );
     };
     check(false, 0, true);
     check(false, 0x20_0000, false);

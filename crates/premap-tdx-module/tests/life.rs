@@ -4,9 +4,7 @@
 mod common;
 
 use common::{Host, LP, Stage, at, rcx, status};
-use premap_tdx_module::{
-    Class, Gpa, Hkid, HostAccessError, Hpa, Level, PageType, Seamcall, TdField,
-};
+use premap_tdx_module::{Class, Gpa, Hkid, HostAccessError, Hpa, Level, PageType, Seamcall, TdField};
 
 const GPA: u64 = 0x4000_0000;
 

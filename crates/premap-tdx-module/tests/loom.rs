@@ -7,122 +7,24 @@
 #![expect(clippy::unwrap_used, reason = "in a test the panic is the message")]
 
 use loom::sync::Arc;
-use loom::thread;
 use premap_tdx_module::{
-    Class, Config, EntryState, Gpa, Hkid, Hpa, HpaRange, Level, LogicalProcessor, Module, Operand, Outcome, Package,
-    PageInfo, PageType, Status, Stop, TDCS_PAGES, TDVPS_PAGES, TdParams,
+    Class, Config, EntryState, Gpa, Hkid, Hpa, HpaRange, Level, Module, Operand, Outcome, PageInfo, PageType,
+    Status, Stop,
 };
 
-const TDMR: u64 = 0x10_0000;
-const LP: LogicalProcessor = LogicalProcessor(0);
+mod machine;
 
-/// A machine with one TD, initialised, with tables down to the first pages.
-struct Machine {
-    module: Module,
-    next: u64,
-}
-
-const TDR: Hpa = Hpa::new(TDMR);
-
-fn at(gpa: u64, level: Level) -> PageInfo {
-    PageInfo::new(Gpa::new(gpa), level)
-}
-
-fn page(gpa: u64) -> PageInfo {
-    at(gpa, Level::PT)
-}
-
-impl Machine {
-    fn new() -> Self {
-        let range = |start, bytes| HpaRange::new(Hpa::new(start), bytes).unwrap();
-        let mut config = Config::new(range(TDMR, 32 << 12));
-        config.memory.push(range(0, 2 << 12));
-        let mut machine = Self { module: Module::new(&config).unwrap(), next: TDMR };
-        machine.td(40);
-        machine
-    }
-
-    fn page(&mut self) -> Hpa {
-        self.next += 0x1000;
-        Hpa::new(self.next - 0x1000)
-    }
-
-    fn td(&mut self, hkid: u16) -> Hpa {
-        let tdr = self.page();
-        self.module.mng_create(tdr, Hkid(hkid)).unwrap();
-        self.module.mng_key_config(tdr, Package(0)).unwrap();
-        for _ in 0..TDCS_PAGES {
-            let page = self.page();
-            self.module.mng_addcx(page, tdr).unwrap();
-        }
-        self.module.host_write(Hpa::new(0), &TdParams::default().to_bytes()).unwrap();
-        self.module.mng_init(tdr, Hpa::new(0)).unwrap();
-        for level in [Level::PML4, Level::PDPT, Level::PD] {
-            let table = self.page();
-            self.module.mem_sept_add(at(0, level), tdr, table).unwrap();
-        }
-        tdr
-    }
-
-    fn vcpu(&mut self) -> Hpa {
-        let tdvpr = self.page();
-        self.module.vp_create(tdvpr, TDR).unwrap();
-        for _ in 1..TDVPS_PAGES {
-            let page = self.page();
-            self.module.vp_addcx(page, tdvpr).unwrap();
-        }
-        self.module.vp_init(LP, tdvpr, 0, 0).unwrap();
-        tdvpr
-    }
-}
-
-fn model(run: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.max_branches = 100_000;
-    if builder.preemption_bound.is_none() {
-        builder.preemption_bound = Some(3);
-    }
-    builder.check(run);
-}
-
-/// Makes two calls side by side.
-fn both<A: Send + 'static, B>(
-    module: &Arc<Module>,
-    one: impl FnOnce(&Module) -> A + Send + 'static,
-    other: impl FnOnce(&Module) -> B,
-) -> (A, B) {
-    let shared = module.clone();
-    let thread = thread::spawn(move || one(&shared));
-    let second = other(module);
-    (thread.join().unwrap(), second)
-}
-
-fn status<T>(outcome: Outcome<T>) -> Result<T, Status> {
-    outcome.map_err(|failure| failure.status)
-}
-
-fn busy(operand: Operand) -> Status {
-    Class::OPERAND_BUSY.on(operand)
-}
-
-fn kind(module: &Module, page: Hpa) -> PageType {
-    module.page_record(page.frame()).unwrap().kind
-}
-
-/// The TD's pages, counted one by one, are as many as it says.
-fn check_count(module: &Module) {
-    let owned = |frame: &u64| {
-        let record = module.page_record(premap_tdx_module::Pfn::new(*frame)).unwrap();
-        record.owner == Some(TDR.frame())
-    };
-    let pages = (TDMR >> 12..(TDMR >> 12) + 32).filter(owned).count() as u64;
-    assert_eq!(module.child_count(TDR), Ok(pages));
-}
+use machine::{LP, Machine, TDMR, TDR, at, both, busy, check_count, kind, model, page, status};
 
 const TAKEN: Status = Class::EPT_ENTRY_STATE_INCORRECT.on(Operand::RCX);
 
 /// One call of two on one entry does its work; the other is told, and its page stays free.
-fn one_of_two_on_an_entry(gpa: u64, level: Level, call: fn(&Module, PageInfo, Hpa) -> Outcome, made: PageType) {
+fn one_of_two_on_an_entry(
+    gpa: u64,
+    level: Level,
+    call: fn(&Module, PageInfo, Hpa) -> Outcome,
+    made: PageType,
+) {
     model(move || {
         let mut machine = Machine::new();
         let pages = [machine.page(), machine.page()];
@@ -150,13 +52,23 @@ fn one_of_two_on_an_entry(gpa: u64, level: Level, call: fn(&Module, PageInfo, Hp
 
 #[test]
 fn two_augs_of_one_entry() {
-    one_of_two_on_an_entry(0, Level::PT, |module, page, hpa| module.mem_page_aug(page, TDR, hpa), PageType::Regular);
+    one_of_two_on_an_entry(
+        0,
+        Level::PT,
+        |module, page, hpa| module.mem_page_aug(page, TDR, hpa),
+        PageType::Regular,
+    );
 }
 
 #[test]
 fn two_sept_adds_of_one_entry() {
     let gpa = Level::PD.bytes();
-    one_of_two_on_an_entry(gpa, Level::PD, |module, at, hpa| module.mem_sept_add(at, TDR, hpa), PageType::SecureEpt);
+    one_of_two_on_an_entry(
+        gpa,
+        Level::PD,
+        |module, at, hpa| module.mem_sept_add(at, TDR, hpa),
+        PageType::SecureEpt,
+    );
 }
 
 #[test]
@@ -191,7 +103,8 @@ fn one_page_for_two_tds() {
             move |module| status(module.mem_page_aug(page(0), tds[1], memory)),
         );
         let refused = |outcome| {
-            outcome == Err(busy(Operand::R8)) || outcome == Err(Class::PAGE_METADATA_INCORRECT.on(Operand::R8))
+            outcome == Err(busy(Operand::R8))
+                || outcome == Err(Class::PAGE_METADATA_INCORRECT.on(Operand::R8))
         };
         let owner = match (one, other) {
             (Ok(()), other) if refused(other) => tds[0],
@@ -239,7 +152,8 @@ fn two_page_adds_on_one_td() {
         let add = move |module: &Module, index: u64, memory| {
             status(module.mem_page_add(page(index << 12), TDR, memory, source))
         };
-        let (one, other) = both(&module, move |module| add(module, 0, pages[0]), move |module| add(module, 1, pages[1]));
+        let (one, other) =
+            both(&module, move |module| add(module, 0, pages[0]), move |module| add(module, 1, pages[1]));
         assert!(one.is_ok() || other.is_ok());
         for (outcome, page) in [one, other].into_iter().zip(pages) {
             match outcome {
@@ -387,7 +301,10 @@ fn a_promote_against_a_call_on_the_table_that_it_gives_back() {
         if promoted.is_ok() {
             let told = removed.unwrap_err();
             let walk = Class::EPT_WALK_FAILED.on(Operand::RCX);
-            assert!(told == walk || told == busy(Operand::SEPT_ENTRY) || told == busy(Operand::RCX), "{told}");
+            assert!(
+                told == walk || told == busy(Operand::SEPT_ENTRY) || told == busy(Operand::RCX),
+                "{told}"
+            );
             assert_eq!(module.page_record(Hpa::new(first).frame()).unwrap().level, Level::PD);
             for index in 0..4 {
                 let entry = page(Level::PD.bytes() + (index << 12));
@@ -407,9 +324,11 @@ fn two_tds_for_one_key() {
     model(|| {
         let range = |start, bytes| HpaRange::new(Hpa::new(start), bytes).unwrap();
         let module = Arc::new(Module::new(&Config::new(range(TDMR, 4 << 12))).unwrap());
-        let create = |module: &Module, page: u64| status(module.mng_create(Hpa::new(TDMR + (page << 12)), Hkid(40)));
+        let create =
+            |module: &Module, page: u64| status(module.mng_create(Hpa::new(TDMR + (page << 12)), Hkid(40)));
         let (one, other) = both(&module, move |module| create(module, 0), move |module| create(module, 1));
-        let refused = |outcome| outcome == Err(busy(Operand::KOT)) || outcome == Err(Class::HKID_NOT_FREE.status());
+        let refused =
+            |outcome| outcome == Err(busy(Operand::KOT)) || outcome == Err(Class::HKID_NOT_FREE.status());
         assert!(one.is_ok() && refused(other) || other.is_ok() && refused(one), "{one:?} {other:?}");
     });
 }

@@ -49,7 +49,11 @@ fn load(sections: &[Section<'_>], rules: Rules) -> Measurement {
     });
     assert_eq!(reported, Ok(mrtd));
     let counts = host.module.counts();
-    Measurement { mrtd, adds: counts.of(Seamcall::MemPageAdd).calls, extends: counts.of(Seamcall::MrExtend).calls }
+    Measurement {
+        mrtd,
+        adds: counts.of(Seamcall::MemPageAdd).calls,
+        extends: counts.of(Seamcall::MrExtend).calls,
+    }
 }
 
 fn check(image: Vec<u8>) {

@@ -5,7 +5,8 @@ mod common;
 
 use common::{Host, RESERVED, Stage, TDMR, at, rcx, status};
 use premap_tdx_module::{
-    Class, EntryState, Gpa, Hkid, Hpa, Level, Lifecycle, OpState, Operand, Package, PageInfo, PageType, Status, TdField, TdParams,
+    Class, EntryState, Gpa, Hkid, Hpa, Level, Lifecycle, OpState, Operand, Package, PageInfo, PageType,
+    Status, TdField, TdParams,
 };
 
 const GPA: u64 = 0x4000_0000;
@@ -119,7 +120,11 @@ fn page_add_tells_the_earlier_of_two_faults() {
             // The later one is made first, while the TD and its operands still let it be made.
             second(&host, &mut operands);
             first(&host, &mut operands);
-            assert_eq!(add(&host, operands), Err(expected), "fault {early} in {part:?}, then {late} in {other:?}");
+            assert_eq!(
+                add(&host, operands),
+                Err(expected),
+                "fault {early} in {part:?}, then {late} in {other:?}"
+            );
         }
     }
 }

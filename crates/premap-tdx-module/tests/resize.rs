@@ -4,9 +4,7 @@
 mod common;
 
 use common::{Host, LP, Stage, at, rcx, status};
-use premap_tdx_module::{
-    Class, EntryState, Gpa, Hpa, Level, Operand, PageType, Stop, TdField,
-};
+use premap_tdx_module::{Class, EntryState, Gpa, Hpa, Level, Operand, PageType, Stop, TdField};
 
 const GPA: u64 = 0x4000_0000;
 
@@ -52,14 +50,18 @@ fn small_pages_become_a_large_one_and_small_again() {
     assert_eq!(module.mng_rd(tdr, TdField::ChildCount), Ok(children - 1));
 
     // Accepted before, at whatever size.
-    let accepted = module.vp_enter(LP, td.vcpus[0], |guest| guest.accept(at(GPA + 0x3000, Level::PT))).unwrap();
+    let accepted =
+        module.vp_enter(LP, td.vcpus[0], |guest| guest.accept(at(GPA + 0x3000, Level::PT))).unwrap();
     assert_eq!(accepted, Err(Stop::Status(Class::PAGE_ALREADY_ACCEPTED.with(1))));
 
     assert_eq!(status(module.mem_page_demote(page, tdr, table)), rcx(Class::GPA_RANGE_NOT_BLOCKED));
     module.mem_range_block(page, tdr).unwrap();
     assert_eq!(status(module.mem_page_demote(page, tdr, table)), rcx(Class::TLB_TRACKING_NOT_DONE));
     module.mem_track(tdr).unwrap();
-    assert_eq!(status(module.mem_page_demote(page, tdr, memory)), Class::PAGE_METADATA_INCORRECT.on(Operand::R8));
+    assert_eq!(
+        status(module.mem_page_demote(page, tdr, memory)),
+        Class::PAGE_METADATA_INCORRECT.on(Operand::R8)
+    );
     module.mem_page_demote(page, tdr, table).unwrap();
     assert_eq!(levels(&host, memory), [Level::PT; 512]);
     assert_eq!(module.mng_rd(tdr, TdField::ChildCount), Ok(children));
@@ -139,7 +141,10 @@ fn pages_of_1_gib_are_made_and_split() {
         module.mem_page_aug(at(GPA + (index << 21), Level::PD), tdr, hpa).unwrap();
     }
     let table = module.mem_page_promote(at(GPA, Level::PDPT), tdr).unwrap();
-    assert_eq!(module.page_record(Hpa::new(5 << 30).wrapping_add(!0xfff).frame()).unwrap().level, Level::PDPT);
+    assert_eq!(
+        module.page_record(Hpa::new(5 << 30).wrapping_add(!0xfff).frame()).unwrap().level,
+        Level::PDPT
+    );
     module.mem_page_demote(at(GPA, Level::PDPT), tdr, table).unwrap();
     assert_eq!(host.state(tdr, GPA + (7 << 21), Level::PD), EntryState::Pending);
     let table = module.mem_page_promote(at(GPA, Level::PDPT), tdr).unwrap();

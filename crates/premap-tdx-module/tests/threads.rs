@@ -1,5 +1,4 @@
 //! Threads that really run side by side: what is refused is busy, and nothing is lost.
-#![expect(clippy::unwrap_used, reason = "in a test the panic is the message")]
 
 mod common;
 
@@ -57,7 +56,8 @@ fn pages_are_added_one_at_a_time_and_none_is_lost() {
             scope.spawn(move || {
                 for page in (0..512_u64).filter(|page| page % 3 == worker) {
                     let memory = host.page();
-                    patiently(|| host.module.mem_page_add(at(page << 12, Level::PT), tdr, memory, source)).unwrap();
+                    patiently(|| host.module.mem_page_add(at(page << 12, Level::PT), tdr, memory, source))
+                        .unwrap();
                 }
             });
         }
@@ -86,7 +86,7 @@ fn a_guest_and_a_host_at_the_same_pages() {
                 let mut turn = 0_u64;
                 while !done.load(Ordering::Acquire) {
                     turn += 1;
-                    let gpa = turn % PAGES << 12;
+                    let gpa = (turn % PAGES) << 12;
                     let run = module.vp_enter(here, vcpu, |guest| match guest.accept(at(gpa, Level::PT)) {
                         Ok(()) => {
                             accepted.fetch_add(1, Ordering::Relaxed);
@@ -119,7 +119,8 @@ fn a_guest_and_a_host_at_the_same_pages() {
         }
         let pages: Vec<_> = (0..PAGES).map(|_| host.page()).collect();
         for round in 0..ROUNDS {
-            let (page, memory) = (at(round % PAGES << 12, Level::PT), pages[usize::try_from(round % PAGES).unwrap()]);
+            let (page, memory) =
+                (at((round % PAGES) << 12, Level::PT), pages[usize::try_from(round % PAGES).unwrap()]);
             patiently(|| module.mem_page_aug(page, tdr, memory)).unwrap();
             if round % 3 == 0 {
                 thread::yield_now();

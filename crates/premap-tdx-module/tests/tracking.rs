@@ -1,10 +1,9 @@
 //! TLB tracking: when what was blocked may be taken away.
-#![expect(clippy::unwrap_used, reason = "in a test the panic is the message")]
 
 mod common;
 
 use common::{Host, LP, OTHER_LP, Stage, at, rcx, status};
-use premap_tdx_module::{Cause, Class, EntryState, Gpa, Level, Operand, OpState, Stop, TdField};
+use premap_tdx_module::{Cause, Class, EntryState, Gpa, Level, OpState, Operand, Stop, TdField};
 
 const GPA: u64 = 0x4000_0000;
 
@@ -65,7 +64,8 @@ fn a_vcpu_that_entered_before_the_block_keeps_the_page() {
             assert_eq!(status(module.mem_page_remove(page, tdr)), untracked());
             assert_eq!(status(module.mem_track(tdr)), Class::PREVIOUS_TLB_EPOCH_BUSY.status());
             // One that enters now is in the new epoch, and finds the page blocked.
-            let stopped = module.vp_enter(OTHER_LP, second, |guest| guest.read(Gpa::new(GPA), &mut [0])).unwrap();
+            let stopped =
+                module.vp_enter(OTHER_LP, second, |guest| guest.read(Gpa::new(GPA), &mut [0])).unwrap();
             let Err(Stop::Exit(exit)) = stopped else { panic!("{stopped:?}") };
             assert_eq!((exit.cause, exit.state), (Cause::Read, EntryState::Blocked));
             assert_eq!(status(module.mem_page_remove(page, tdr)), untracked());
@@ -160,7 +160,10 @@ fn a_page_is_relocated_with_its_content() {
     assert_eq!(status(module.mem_page_relocate(page, tdr, new)), untracked());
     module.mem_track(tdr).unwrap();
     assert_eq!(status(module.mem_page_relocate(page, tdr, old)), Class::OPERAND_INVALID.on(Operand::R8));
-    assert_eq!(status(module.mem_page_relocate(page, tdr, tdr)), Class::PAGE_METADATA_INCORRECT.on(Operand::R8));
+    assert_eq!(
+        status(module.mem_page_relocate(page, tdr, tdr)),
+        Class::PAGE_METADATA_INCORRECT.on(Operand::R8)
+    );
     assert_eq!(module.mem_page_relocate(page, tdr, new), Ok(old));
     let read = module.vp_enter(LP, td.vcpus[0], |guest| {
         let mut byte = [0];

@@ -78,10 +78,8 @@ impl PageRecord {
     fn from_word(word: u64) -> Self {
         let level = [Level::PT, Level::PD, Level::PDPT, Level::PDPT][(word & LEVEL) as usize >> LEVEL_SHIFT];
         let kind = PageType::of(word);
-        let owner = matches!(
-            kind,
-            PageType::Regular | PageType::Tdcx | PageType::Tdvpr | PageType::SecureEpt
-        );
+        let owner =
+            matches!(kind, PageType::Regular | PageType::Tdcx | PageType::Tdvpr | PageType::SecureEpt);
         Self { kind, level, owner: owner.then_some(Pfn::new(word >> OWNER_SHIFT)) }
     }
 }

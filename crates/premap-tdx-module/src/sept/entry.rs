@@ -44,7 +44,8 @@ impl Value {
             Level::PD => PageSize::Size2M,
             _ => PageSize::Size1G,
         };
-        let attributes = Attributes { permissions: Permissions::ALL, memory: (), used: premap_mmu::Use::NONE };
+        let attributes =
+            Attributes { permissions: Permissions::ALL, memory: (), used: premap_mmu::Use::NONE };
         Self(SecureEpt::leaf(frame, size, attributes)).in_state(state)
     }
 

@@ -26,7 +26,8 @@ pub(crate) fn walk(memory: &Sparse<Page>, root: Pfn, top: Level, gpa: Gpa, level
         let word = memory.get(table)?.entries().get(at.index(gpa))?;
         // Acquire: what the entry points to is seen as its maker wrote it. Sequentially consistent for PROMOTE's sake.
         let value = Value::from_word(word.load(Ordering::SeqCst));
-        let further = at.below().filter(|_| at > level && value.state().is_present() && !value.state().is_leaf());
+        let further =
+            at.below().filter(|_| at > level && value.state().is_present() && !value.state().is_leaf());
         match further {
             Some(below) => (table, at) = (value.frame(), below),
             None => return Some(Walk { word, value, level: at }),

@@ -9,8 +9,8 @@ use premap_address::{Hpa, PAGE_SIZE, Pfn};
 use super::{Td, Vcpu};
 use crate::Module;
 use crate::locks::{Exclusive, Shared};
-use crate::pamt::{Claim, Entry, PageType, Run, Unclaimable};
 use crate::operand::Level;
+use crate::pamt::{Claim, Entry, PageType, Run, Unclaimable};
 use crate::seamcall::Seamcall;
 use crate::status::{Class, Operand, Status};
 
@@ -66,11 +66,7 @@ impl Sole<'_> {
 #[inline]
 fn check_op_state(td: &Td, call: Seamcall) -> Result<(), Status> {
     let state = td.op_state();
-    if call.op_states().contain(state) {
-        Ok(())
-    } else {
-        Err(Class::OP_STATE_INCORRECT.with(state as u32))
-    }
+    if call.op_states().contain(state) { Ok(()) } else { Err(Class::OP_STATE_INCORRECT.with(state as u32)) }
 }
 
 impl Module {
@@ -150,7 +146,11 @@ impl Module {
     }
 
     /// The vCPU whose TDVPR the caller gave, for this call alone, and its TD.
-    pub(crate) fn vcpu(&self, hpa: Hpa, operand: Operand) -> Result<(Exclusive<'_>, &Vcpu, Admitted<'_>), Status> {
+    pub(crate) fn vcpu(
+        &self,
+        hpa: Hpa,
+        operand: Operand,
+    ) -> Result<(Exclusive<'_>, &Vcpu, Admitted<'_>), Status> {
         let (frame, entry) = self.given_page(hpa, operand, PAGE_SIZE)?;
         let is_vcpu = || Some(entry.record()).filter(|record| record.kind == PageType::Tdvpr);
         let incorrect = Class::PAGE_METADATA_INCORRECT.on(operand);

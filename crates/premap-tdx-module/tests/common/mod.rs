@@ -9,8 +9,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use premap_tdx_module::{
-    Class, Config, EntryState, Failure, Gpa, Hkid, Hpa, HpaRange, Level, LogicalProcessor, Module, Operand, Outcome,
-    Package, PageInfo, Status, TDCS_PAGES, TDVPS_PAGES, TdParams,
+    Class, Config, EntryState, Failure, Gpa, Hkid, Hpa, HpaRange, Level, LogicalProcessor, Module, Operand,
+    Outcome, Package, PageInfo, Status, TDCS_PAGES, TDVPS_PAGES, TdParams,
 };
 
 pub(crate) const LP: LogicalProcessor = LogicalProcessor(0);
@@ -132,7 +132,9 @@ impl Host {
     /// Links the tables over an address, down to the entry of a level; those that are there are left alone.
     pub(crate) fn tables(&self, tdr: Hpa, gpa: u64, level: Level) {
         for above in [Level::PML4, Level::PDPT, Level::PD] {
-            if above > level && self.module.mem_sept_rd(at(gpa, above), tdr).unwrap().state == EntryState::Free {
+            if above > level
+                && self.module.mem_sept_rd(at(gpa, above), tdr).unwrap().state == EntryState::Free
+            {
                 self.module.mem_sept_add(at(gpa, above), tdr, self.page()).unwrap();
             }
         }

@@ -10,11 +10,13 @@
     reason = "a panic is the message"
 )]
 
+mod check;
+
 use std::collections::BTreeMap;
 
 use premap_tdx_module::{
-    Config, EntryState, Gpa, Hkid, Hpa, HpaRange, Level, LogicalProcessor, Module, Package, PageInfo, PageRecord, PageType, Pfn,
-    TDVPS_PAGES, TdParams,
+    Config, Gpa, Hkid, Hpa, HpaRange, Level, LogicalProcessor, Module, Package, PageInfo, TDVPS_PAGES,
+    TdParams,
 };
 
 const TDMR: u64 = 1 << 21;
@@ -29,45 +31,139 @@ const TDS: u8 = 2;
 #[derive(Clone, Debug)]
 #[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
 pub(crate) enum Op {
-    Create { td: u8 },
-    KeyConfig { td: u8 },
-    Addcx { td: u8, page: u16 },
-    Init { td: u8 },
-    VpCreate { td: u8, page: u16 },
-    VpAddcx { vcpu: u8, page: u16 },
-    VpInit { vcpu: u8, processor: u8 },
-    VpFlush { vcpu: u8, processor: u8 },
-    Enter { vcpu: u8, processor: u8, act: Act },
-    SeptAdd { td: u8, gpa: u16, level: u8, page: u16 },
-    SeptRemove { td: u8, gpa: u16, level: u8 },
-    Add { td: u8, gpa: u16, page: u16 },
-    Aug { td: u8, gpa: u16, level: u8, page: u16 },
-    Relocate { td: u8, gpa: u16, page: u16 },
-    Promote { td: u8, gpa: u16, level: u8 },
-    Demote { td: u8, gpa: u16, level: u8, page: u16 },
-    Remove { td: u8, gpa: u16, level: u8 },
-    Block { td: u8, gpa: u16, level: u8 },
-    Unblock { td: u8, gpa: u16, level: u8 },
-    Track { td: u8 },
-    Extend { td: u8, gpa: u16 },
-    Finalize { td: u8 },
-    VpFlushDone { td: u8 },
-    FreeId { td: u8 },
-    Reclaim { page: u16 },
+    Create {
+        td: u8,
+    },
+    KeyConfig {
+        td: u8,
+    },
+    Addcx {
+        td: u8,
+        page: u16,
+    },
+    Init {
+        td: u8,
+    },
+    VpCreate {
+        td: u8,
+        page: u16,
+    },
+    VpAddcx {
+        vcpu: u8,
+        page: u16,
+    },
+    VpInit {
+        vcpu: u8,
+        processor: u8,
+    },
+    VpFlush {
+        vcpu: u8,
+        processor: u8,
+    },
+    Enter {
+        vcpu: u8,
+        processor: u8,
+        act: Act,
+    },
+    SeptAdd {
+        td: u8,
+        gpa: u16,
+        level: u8,
+        page: u16,
+    },
+    SeptRemove {
+        td: u8,
+        gpa: u16,
+        level: u8,
+    },
+    Add {
+        td: u8,
+        gpa: u16,
+        page: u16,
+    },
+    Aug {
+        td: u8,
+        gpa: u16,
+        level: u8,
+        page: u16,
+    },
+    Relocate {
+        td: u8,
+        gpa: u16,
+        page: u16,
+    },
+    Promote {
+        td: u8,
+        gpa: u16,
+        level: u8,
+    },
+    Demote {
+        td: u8,
+        gpa: u16,
+        level: u8,
+        page: u16,
+    },
+    Remove {
+        td: u8,
+        gpa: u16,
+        level: u8,
+    },
+    Block {
+        td: u8,
+        gpa: u16,
+        level: u8,
+    },
+    Unblock {
+        td: u8,
+        gpa: u16,
+        level: u8,
+    },
+    Track {
+        td: u8,
+    },
+    Extend {
+        td: u8,
+        gpa: u16,
+    },
+    Finalize {
+        td: u8,
+    },
+    VpFlushDone {
+        td: u8,
+    },
+    FreeId {
+        td: u8,
+    },
+    Reclaim {
+        page: u16,
+    },
     /// Fills a table with the pages of a large one.
-    Fill { td: u8, gpa: u16, page: u16 },
+    Fill {
+        td: u8,
+        gpa: u16,
+        page: u16,
+    },
     /// Builds a TD as far as it goes.
-    Build { td: u8 },
+    Build {
+        td: u8,
+    },
 }
 
 /// What a guest does.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
 pub(crate) enum Act {
-    Accept { gpa: u16, level: u8 },
-    Write { gpa: u16 },
+    Accept {
+        gpa: u16,
+        level: u8,
+    },
+    Write {
+        gpa: u16,
+    },
     /// The host blocks, tracks and removes while the guest runs.
-    Removed { gpa: u16 },
+    Removed {
+        gpa: u16,
+    },
 }
 
 pub(crate) struct Model {
@@ -114,7 +210,11 @@ impl Model {
     }
 
     fn vcpu(&self, number: u8) -> Hpa {
-        if self.vcpus.is_empty() { Hpa::new(TDMR) } else { self.vcpus[usize::from(number) % self.vcpus.len()] }
+        if self.vcpus.is_empty() {
+            Hpa::new(TDMR)
+        } else {
+            self.vcpus[usize::from(number) % self.vcpus.len()]
+        }
     }
 
     /// A page that was perhaps not used before.
@@ -241,7 +341,9 @@ impl Model {
     }
 
     fn enter(&mut self, tdvpr: Hpa, processor: LogicalProcessor, act: Act) {
-        let Some(owner) = self.module.page_record(tdvpr.frame()).and_then(|record| record.owner) else { return };
+        let Some(owner) = self.module.page_record(tdvpr.frame()).and_then(|record| record.owner) else {
+            return;
+        };
         let tdr = owner.address();
         let (module, written) = (&self.module, &mut self.written);
         self.stamp += 1;
@@ -271,88 +373,6 @@ impl Model {
             self.written.remove(&(tdr, gpa(of)));
         }
     }
-
-    /// What every page is by the Secure-EPTs, held against the PAMT; and the counts.
-    pub(crate) fn check(&self) {
-        let mut pages: BTreeMap<(Pfn, PageKind), u64> = BTreeMap::new();
-        for frame in TDMR >> 12..(TDMR >> 12) + PAGES {
-            let record = self.record(Pfn::new(frame));
-            if let Some(owner) = record.owner {
-                assert_eq!(self.record(owner).kind, PageType::Tdr);
-                *pages.entry((owner, record.kind as u8)).or_default() += 1;
-            }
-        }
-        for td in 0..TDS {
-            let tdr = Self::tdr(td);
-            let Ok(children) = self.module.child_count(tdr) else { continue };
-            let of = |kind| pages.get(&(tdr.frame(), kind as PageKind)).copied().unwrap_or_default();
-            let kinds = [PageType::Regular, PageType::Tdcx, PageType::Tdvpr, PageType::SecureEpt];
-            assert_eq!(children, kinds.map(|kind| of(kind as PageKind)).into_iter().sum(), "child count of {tdr}");
-            let mut reached = Reached::default();
-            // Of each upper table two slots are ever used, at most.
-            if !(0..2_u64).all(|slot| self.reach(tdr, slot << 39, Level::PML4, &mut reached)) {
-                continue;
-            }
-            let (tables, mapped) = (of(PageType::SecureEpt as PageKind), of(PageType::Regular as PageKind));
-            if reached.hidden {
-                assert!(reached.tables <= tables && reached.mapped <= mapped);
-            } else {
-                assert_eq!((reached.tables, reached.mapped), (tables, mapped), "no page is lost or mapped twice");
-            }
-        }
-    }
-
-    fn record(&self, frame: Pfn) -> PageRecord {
-        self.module.page_record(frame).expect("a page of the TDMR")
-    }
-
-    /// Goes through the entries from one on, and holds each page against its record. `false` if the TD can't be read.
-    fn reach(&self, tdr: Hpa, gpa: u64, level: Level, reached: &mut Reached) -> bool {
-        let Ok(entry) = self.module.mem_sept_rd(PageInfo::new(Gpa::new(gpa), level), tdr) else { return false };
-        let frame = Hpa::new(entry.entry & 0x000f_ffff_ffff_f000).frame();
-        let check = |frame: Pfn, kind, level| {
-            let expected = PageRecord { kind, level, owner: Some(tdr.frame()) };
-            assert_eq!(self.record(frame), expected, "{frame:?} at {gpa:#x}");
-        };
-        match entry.state {
-            EntryState::Free | EntryState::Removed => {}
-            EntryState::NonLeafBlocked => {
-                check(frame, PageType::SecureEpt, Level::PT);
-                reached.tables += 1;
-                reached.hidden = true;
-            }
-            EntryState::NonLeafMapped => {
-                check(frame, PageType::SecureEpt, Level::PT);
-                reached.tables += 1;
-                let below = level.below().expect("a table is below");
-                let slots = match below {
-                    Level::PDPT => 1,
-                    Level::PD => 2,
-                    _ => 512,
-                };
-                return (0..slots).all(|slot| self.reach(tdr, gpa + slot * below.bytes(), below, reached));
-            }
-            _ => {
-                (0..level.pages()).for_each(|part| {
-                    check(frame.checked_add(part).expect("no wrap"), PageType::Regular, level);
-                });
-                reached.mapped += level.pages();
-            }
-        }
-        true
-    }
-}
-
-/// A [`PageType`], as something with an order.
-type PageKind = u8;
-
-/// What was found by going through a Secure-EPT.
-#[derive(Debug, Default)]
-struct Reached {
-    tables: u64,
-    mapped: u64,
-    /// A blocked table hides what is below.
-    hidden: bool,
 }
 
 /// Whether a call is refused is other tests' affair.
