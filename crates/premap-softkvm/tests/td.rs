@@ -308,7 +308,7 @@ fn vcpus_reserve_and_augment_side_by_side() {
         });
     };
     all(&mut td);
-    let pages = vec![Page([7; 4096]); PAGES as usize];
+    let pages: Vec<Page> = (0..PAGES).map(|_| Page([7; 4096])).collect();
     let source_addr = pages.as_ptr().expose_provenance() as u64;
     let mut region = kvm_tdx_init_mem_region { source_addr, gpa: GPA, nr_pages: PAGES };
     td.vcpus[1].tdx_init_mem_region(&mut region, 0).unwrap();

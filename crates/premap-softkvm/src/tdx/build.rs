@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use premap_address::{Hpa, PAGE_SIZE};
+use premap_address::Hpa;
 use premap_kvm::Errno;
 use premap_kvm::tdx::{TdxError, kvm_tdx_init_vm};
 use premap_mmu::{Levels, PageTable, SecureEpt};
@@ -10,6 +10,7 @@ use premap_tdx::Digest;
 use premap_tdx_module::seamcall::Package;
 use premap_tdx_module::{Class, Hkid, TDCS_PAGES, TdParams};
 
+use super::PAGE_BYTES;
 use super::errors::{insist, refused};
 use super::host::TdxHost;
 use super::mirror::Secure;
@@ -144,7 +145,7 @@ impl Td {
             built.keep(page);
         }
         let source = host.allocate()?;
-        let mut page = [0; PAGE_SIZE as usize];
+        let mut page = [0; PAGE_BYTES];
         page[..TdParams::BYTES].copy_from_slice(&params.to_bytes());
         module.host_write(source, &page).map_err(|_| Errno::IO)?;
         let initialised = insist(|| module.mng_init(tdr, source));

@@ -9,13 +9,13 @@ use premap_kvm::Errno;
 use premap_tdx_module::seamcall::Counts;
 use premap_tdx_module::{Config, Hkid, HpaRange, Module};
 
+use super::PAGE_BYTES;
+
 /// The first address of the machine's memory. Not zero, so that no page of a TD has the number zero.
 const START: u64 = 1 << 20;
 
 /// Pages set aside at once for single uses.
 const SINGLES: u64 = 64;
-/// A page, as a step.
-const PAGE_BYTES: usize = PAGE_SIZE as usize;
 
 /// A machine with TDX, shared by the VMs on it. Its memory costs nothing until it is touched.
 #[derive(Debug)]

@@ -11,6 +11,7 @@ use premap_kvm::tdx::{
 };
 use premap_tdx::Digest;
 
+use super::PAGE_BYTES;
 use super::build::Td;
 use super::memory::Addition;
 use crate::machine::Machine;
@@ -104,7 +105,7 @@ impl TdVcpu for SoftVcpu {
             if signals.pending() {
                 return Err(Errno::INTR.into());
             }
-            let mut content = [0; PAGE_SIZE as usize];
+            let mut content = [0; PAGE_BYTES];
             source.read_exact_at(&mut content, region.source_addr).map_err(|_| Errno::FAULT)?;
             td.host.module.host_write(vcpu.source, &content).map_err(|_| Errno::IO)?;
             let measured = flags & KVM_TDX_MEASURE_MEMORY_REGION != 0;

@@ -31,6 +31,14 @@ mod teardown;
 mod tests;
 
 pub(crate) use build::Td;
+use premap_address::{PAGE_SIZE, PageSize};
+
 pub use guest::Accepted;
 pub(crate) use guest::{SHARED_BIT, TdCpu};
 pub use host::TdxHost;
+
+/// The bytes of a page, as an array has them.
+const PAGE_BYTES: usize = 4096;
+/// The pages of a block of 2 MiB, likewise.
+const BLOCK_PAGES: usize = 512;
+const _: () = assert!(PAGE_BYTES as u64 == PAGE_SIZE && BLOCK_PAGES as u64 == PageSize::Size2M.pages());

@@ -10,19 +10,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use premap_address::{Gfn, Hpa, PageSize};
 
-/// The pages of a block.
-const PAGES: usize = PageSize::Size2M.pages() as usize;
+use super::BLOCK_PAGES;
 
 /// The reserved pages of 2 MiB.
 #[derive(Debug)]
 pub(super) struct Block {
-    pages: [Option<Hpa>; PAGES],
+    pages: [Option<Hpa>; BLOCK_PAGES],
     count: u64,
 }
 
 impl Default for Block {
     fn default() -> Self {
-        Self { pages: [None; PAGES], count: 0 }
+        Self { pages: [None; BLOCK_PAGES], count: 0 }
     }
 }
 
@@ -53,7 +52,7 @@ impl Block {
 }
 
 fn index(gfn: Gfn) -> usize {
-    usize::try_from(gfn.number()).unwrap_or(0) % PAGES
+    usize::try_from(gfn.number()).unwrap_or(0) % BLOCK_PAGES
 }
 
 /// A VM's reservations.
