@@ -93,11 +93,9 @@ impl Secure {
         let removed = insist(|| module.mem_range_block(page, tdr)).and_then(|()| {
             let removed = insist(|| module.mem_track(tdr)).and_then(|()| insist(remove));
             removed.inspect_err(|_| {
-                // It stays, so the guest may use it again. An entry can be unblocked once an epoch went by.
-                let unblocked = insist(|| module.mem_range_unblock(page, tdr)).or_else(|_| {
-                    insist(|| module.mem_track(tdr))
-                        .and_then(|()| insist(|| module.mem_range_unblock(page, tdr)))
-                });
+                // It stays, so the guest may use it again: once an epoch has gone by, whether that was what failed or not.
+                let unblocked = insist(|| module.mem_track(tdr))
+                    .and_then(|()| insist(|| module.mem_range_unblock(page, tdr)));
                 debug_assert!(unblocked.is_ok(), "{unblocked:?}");
             })
         });

@@ -14,7 +14,7 @@
 //!                        mirror (premap-mmu) -> premap-tdx-module
 //! ```
 //!
-//! How a page comes in before the TD is finalized is the profile's affair ([`Building`](crate::profile::Building)): the
+//! How a page comes in before the TD is finalized is the profile's affair (`Building` in `profile`): the
 //! proposal reserves ahead and hands the source on as an argument; the kernels before and after it build tables and add
 //! the page at once, with the source in a field of the VM, one thread at a time.
 

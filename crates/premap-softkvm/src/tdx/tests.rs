@@ -20,6 +20,7 @@ use crate::{GuestMemfd, Profile, SoftConfig, SoftVcpu, SoftVm, VmType};
 /// Across a boundary of 2 MiB.
 const FIRST: u64 = 508;
 const PAGES: u64 = 8;
+const CONTENT: usize = 8;
 
 /// What a VMM or a guest does, to so many pages from one on.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +51,7 @@ fn failure() -> impl Strategy<Value = Option<(Seamcall, u64, bool)>> {
 }
 
 #[repr(C, align(4096))]
-struct Content([[u8; 4096]; PAGES as usize]);
+struct Content([[u8; 4096]; CONTENT]);
 
 struct World {
     vcpu: SoftVcpu,
@@ -72,7 +73,7 @@ impl World {
         vm.tdx_init_vm(&kvm_tdx_init_vm { xfam: 3, ..Default::default() }).unwrap();
         let size = PAGES * PAGE_SIZE;
         let file = vm.create_guest_memfd(&kvm_create_guest_memfd { size, ..Default::default() }).unwrap();
-        let content = Box::new(Content([[7; 4096]; PAGES as usize]));
+        let content = Box::new(Content([[7; 4096]; CONTENT]));
         // Shared memory that nobody touches: any address will do.
         let region = kvm_userspace_memory_region2 {
             flags: KVM_MEM_GUEST_MEMFD,
