@@ -54,7 +54,7 @@ fn following(release: &str) -> Profile {
             name.split(|digit: char| !digit.is_ascii_digit()).map(|part| part.parse::<u32>().ok());
         numbers.next().flatten().zip(numbers.next().flatten())
     };
-    let known = Profile::ALL.into_iter().filter(|profile| version(profile.name()) <= version(release));
+    let known = Profile::RELEASES.into_iter().filter(|profile| version(profile.name()) <= version(release));
     known.max_by_key(|profile| version(profile.name())).unwrap_or_default()
 }
 

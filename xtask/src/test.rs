@@ -69,7 +69,7 @@ fn perform(step: Step, options: &Options) -> Result<()> {
 
 /// Optional features that are checked with the defaults. Not premap-tdx's other hash libraries: they build C and assembly
 /// for minutes, with tools that a bare machine lacks.
-const FEATURES: &str = "premap/vm-memory";
+const FEATURES: &str = "premap/vm-memory,premap/td";
 
 fn clippy() -> Result<()> {
     cargo(&["clippy", "--workspace", "--all-targets", "--features", FEATURES, "--", "-D", "warnings"], &[])?;

@@ -25,6 +25,7 @@ mod machine;
 mod memory;
 mod slots;
 mod soft;
+mod td;
 mod touch;
 
 pub use backing::{Backing, UnknownBacking};
@@ -34,4 +35,5 @@ pub use machine::{Cost, Guest, Kernel, Lent, Machine, MachineVm, MappedPages, Ru
 pub use memory::Memory;
 pub use slots::{Slot, SlotFlags, SlotId, Slots};
 pub use soft::{Soft, SoftGuest};
+pub use td::{Acceptance, TdMachine};
 pub use touch::{Access, Order, Slice, Touch, word_of};

@@ -4,8 +4,9 @@
 
 pub use kvm_bindings::{
     KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_GUEST_MEMFD, KVM_CAP_PRE_FAULT_MEMORY, KVM_CAP_VM_TYPES,
-    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap,
-    kvm_pre_fault_memory, kvm_sregs, kvm_userspace_memory_region,
+    KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_create_guest_memfd, kvm_enable_cap, kvm_memory_attributes,
+    kvm_pre_fault_memory, kvm_sregs, kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 use rustix::ioctl::{Opcode, opcode};
 
@@ -24,6 +25,8 @@ pub const KVM_ENABLE_CAP: Opcode = opcode::write::<kvm_enable_cap>(KVMIO, 0xa3);
 pub const KVM_GET_SREGS: Opcode = opcode::read::<kvm_sregs>(KVMIO, 0x83);
 /// `KVM_SET_SREGS`, on a vCPU.
 pub const KVM_SET_SREGS: Opcode = opcode::write::<kvm_sregs>(KVMIO, 0x84);
+/// `KVM_MEMORY_ENCRYPT_OP`, on a VM or a vCPU.
+pub const KVM_MEMORY_ENCRYPT_OP: Opcode = opcode::read_write::<u64>(KVMIO, 0xba);
 /// `KVM_GET_STATS_FD`, on a VM or a vCPU; gives a descriptor.
 pub const KVM_GET_STATS_FD: Opcode = opcode::none(KVMIO, 0xce);
 /// `KVM_PRE_FAULT_MEMORY`, on a vCPU. A VMM's seccomp filter must allow this number, 0xc040aed5.
@@ -53,6 +56,7 @@ mod tests {
         assert_eq!(KVM_ENABLE_CAP, 0x4068_aea3);
         assert_eq!(KVM_GET_SREGS, 0x8138_ae83);
         assert_eq!(KVM_SET_SREGS, 0x4138_ae84);
+        assert_eq!(KVM_MEMORY_ENCRYPT_OP, 0xc008_aeba);
         assert_eq!(KVM_GET_STATS_FD, 0xaece);
         assert_eq!(KVM_PRE_FAULT_MEMORY, 0xc040_aed5);
     }

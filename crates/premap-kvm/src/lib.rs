@@ -26,6 +26,7 @@ pub mod abi;
 pub mod linux;
 pub mod probe;
 pub mod stats;
+pub mod tdx;
 mod traits;
 
 pub use rustix::io::Errno;

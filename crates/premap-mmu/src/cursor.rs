@@ -5,11 +5,15 @@ use core::fmt;
 use premap_address::{Gpa, PageSize, Pfn};
 
 use crate::attributes::{Attributes, Mapping};
-use crate::format::Format;
+use crate::format::{Format, index};
 use crate::frames::FrameAllocator;
 use crate::mirror::{Mirror, NoMirror};
+use crate::page::TablePage;
 use crate::protocol::leaf;
 use crate::table::{Found, LeafTable, Mapped, Obstacle, PageTable, Present, Stopped, View};
+
+/// Not the first address of any block.
+const NOWHERE: Gpa = Gpa::new(u64::MAX);
 
 /// Maps single 4 KiB pages, holding the lock of the leaf table that it is in.
 ///
@@ -19,6 +23,10 @@ use crate::table::{Found, LeafTable, Mapped, Obstacle, PageTable, Present, Stopp
 pub struct Cursor<'t, F: Format, A: FrameAllocator, M: Mirror = NoMirror> {
     // The lock goes before the view that keeps the table in place.
     block: Option<LeafTable<'t, F>>,
+    /// The block's first address, or one that no block has while there is none.
+    base: Gpa,
+    /// The block's entries, or any table's while there is none.
+    page: &'t TablePage,
     view: View<'t, F, A, M>,
     present: Present,
     done: Mapped<'t, F, A, M>,
@@ -36,7 +44,14 @@ impl<F: Format, A: FrameAllocator, M: Mirror> fmt::Debug for Cursor<'_, F, A, M>
 impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
     /// Opens a cursor. What it does is counted in [`leaves`](Self::leaves) when it is finished or dropped.
     pub fn cursor(&self, present: Present) -> Cursor<'_, F, A, M> {
-        Cursor { block: None, view: self.view(), present, done: Mapped::nothing(self) }
+        Cursor {
+            block: None,
+            base: NOWHERE,
+            page: self.page_of_root(),
+            view: self.view(),
+            present,
+            done: Mapped::nothing(self),
+        }
     }
 }
 
@@ -88,13 +103,13 @@ impl<'t, F: Format, A: FrameAllocator, M: Mirror> Cursor<'t, F, A, M> {
     #[inline]
     pub fn map(&mut self, gpa: Gpa, pfn: Pfn, attributes: Attributes<F>) -> Result<(), Obstacle<M::Refusal>> {
         // The most common case, short enough for the caller's loop: a page of this block, and nothing there.
-        if !M::ACTIVE
-            && let Some(block) = &self.block
-            && block.spans(gpa)
-            && block.install_if_absent(gpa, || F::leaf(pfn, PageSize::Size4K, attributes))
-        {
-            self.done.mapped.size_4k += 1;
-            return Ok(());
+        if !M::ACTIVE && gpa.align_down(PageSize::Size2M) == self.base {
+            let word = self.page.word(index(gpa, 1));
+            if leaf::load(word) == F::ABSENT {
+                leaf::install(word, F::leaf(pfn, PageSize::Size4K, attributes));
+                self.done.mapped.size_4k += 1;
+                return Ok(());
+            }
         }
         self.map_anew(gpa, pfn, attributes)
     }
@@ -109,11 +124,11 @@ impl<'t, F: Format, A: FrameAllocator, M: Mirror> Cursor<'t, F, A, M> {
     ) -> Result<(), Obstacle<M::Refusal>> {
         if !M::ACTIVE && self.block.as_ref().is_none_or(|block| !block.spans(gpa)) {
             // One leaf table at a time: the lock order.
-            self.block = None;
+            self.release();
             if let Some(block) = self.view.table.try_lock_existing(&self.view.guard, gpa) {
                 let installed = block.install_if_absent(gpa, || F::leaf(pfn, PageSize::Size4K, attributes));
                 self.done.mapped.size_4k += u64::from(installed);
-                self.block = Some(block);
+                self.hold(block);
                 if installed {
                     return Ok(());
                 }
@@ -133,9 +148,9 @@ impl<'t, F: Format, A: FrameAllocator, M: Mirror> Cursor<'t, F, A, M> {
         let table = self.view.table;
         if self.block.as_ref().is_none_or(|block| !block.spans(gpa)) {
             // One leaf table at a time: the lock order.
-            self.block = None;
+            self.release();
             match table.lock_leaf_table(&self.view.guard, gpa, self.present)? {
-                Found::LeafTable(block) => self.block = Some(block),
+                Found::LeafTable(block) => self.hold(block),
                 Found::Leaf(_) | Found::Present => {
                     self.done.spurious += 1;
                     return Ok(());
@@ -164,12 +179,18 @@ impl<'t, F: Format, A: FrameAllocator, M: Mirror> Cursor<'t, F, A, M> {
 
     /// Gives the lock back that the cursor holds, if it holds one.
     pub fn release(&mut self) {
+        self.base = NOWHERE;
         self.block = None;
+    }
+
+    fn hold(&mut self, block: LeafTable<'t, F>) {
+        (self.base, self.page) = (block.base, block.page);
+        self.block = Some(block);
     }
 
     /// Closes the cursor; says what it mapped, and the flush that is owed if it rebuilt anything.
     pub fn finish(mut self) -> Mapped<'t, F, A, M> {
-        self.block = None;
+        self.release();
         self.view.table.account(self.done.mapped, self.done.replaced);
         core::mem::replace(&mut self.done, Mapped::nothing(self.view.table))
     }

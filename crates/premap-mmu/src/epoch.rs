@@ -23,22 +23,16 @@ use alloc::vec::Vec;
 use premap_address::Pfn;
 
 use crate::spin::Spin;
+use crate::stripes::Stripes;
 use crate::sync::{AtomicU64, AtomicUsize, Backoff, Ordering, fence};
 
-/// Counters that threads are spread over, so that pins of different threads share no cache line.
-const STRIPES: usize = if cfg!(loom) { 1 } else { 16 };
-
-/// The pins of one stripe by the parity of their epoch, on cache lines of their own.
-#[repr(align(128))]
-#[derive(Debug)]
-struct Stripe {
-    pins: [AtomicUsize; 2],
-}
+/// The pins of one stripe by the parity of their epoch.
+type Pins = [AtomicUsize; 2];
 
 /// The epoch of one table or of several that share their frames' life.
 pub(crate) struct Epochs {
     epoch: AtomicU64,
-    stripes: [Stripe; STRIPES],
+    pins: Stripes<Pins>,
     retired: Spin<Vec<Retired>>,
 }
 
@@ -57,7 +51,7 @@ impl Epochs {
     pub(crate) fn new() -> Self {
         Self {
             epoch: AtomicU64::new(0),
-            stripes: core::array::from_fn(|_| Stripe { pins: [AtomicUsize::new(0), AtomicUsize::new(0)] }),
+            pins: Stripes::new(|| [AtomicUsize::new(0), AtomicUsize::new(0)]),
             retired: Spin::new(Vec::new()),
         }
     }
@@ -65,10 +59,10 @@ impl Epochs {
     /// Keeps every frame that is linked now, or gets linked from now on, from being freed.
     #[inline]
     pub(crate) fn pin(&self) -> Guard<'_> {
-        let stripe = &self.stripes[stripe_of_this_thread() % STRIPES];
+        let mine = self.pins.mine();
         loop {
             let epoch = self.epoch.load(Ordering::Acquire);
-            let pins = &stripe.pins[parity(epoch)];
+            let pins = &mine[parity(epoch)];
             pins.fetch_add(1, Ordering::SeqCst);
             model_fence();
             if self.epoch.load(Ordering::SeqCst) == epoch {
@@ -83,10 +77,8 @@ impl Epochs {
         let epoch = self.epoch.load(Ordering::SeqCst);
         model_fence();
         let before = parity(epoch.wrapping_sub(1));
-        for stripe in &self.stripes {
-            if stripe.pins[before].load(Ordering::SeqCst) != 0 {
-                return false;
-            }
+        if self.pins.iter().any(|pins| pins[before].load(Ordering::SeqCst) != 0) {
+            return false;
         }
         // The scan's loads acquired what the pins' ends released; this write hands it to who frees.
         self.epoch.compare_exchange(epoch, epoch + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
@@ -158,25 +150,4 @@ pub(crate) fn model_fence() {
     if cfg!(loom) {
         fence(Ordering::SeqCst);
     }
-}
-
-/// A number that differs between threads most of the time. Only speed depends on it.
-#[cfg(all(feature = "std", not(loom)))]
-#[inline]
-fn stripe_of_this_thread() -> usize {
-    use core::sync::atomic::AtomicUsize as Counter;
-    static NEXT: Counter = Counter::new(0);
-    std::thread_local! {
-        static STRIPE: usize = NEXT.fetch_add(1, Ordering::Relaxed);
-    }
-    STRIPE.try_with(|stripe| *stripe).unwrap_or(0)
-}
-
-/// Threads have stacks of their own, mostly megabytes apart or at least 16 KiB.
-#[cfg(not(all(feature = "std", not(loom))))]
-#[inline]
-fn stripe_of_this_thread() -> usize {
-    let on_stack = 0_u8;
-    let address = core::ptr::from_ref(&on_stack).addr();
-    (address >> 14) ^ (address >> 20)
 }

@@ -41,6 +41,7 @@ mod protocol;
 mod roots;
 pub mod shadow;
 mod spin;
+mod stripes;
 mod sync;
 mod table;
 

@@ -45,11 +45,25 @@ impl fmt::Debug for PhysicalBits {
     }
 }
 
+/// What `KVM_CREATE_VM` is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VmType {
+    /// `KVM_X86_DEFAULT_VM`: all memory is shared with the VMM.
+    #[default]
+    Default,
+    /// `KVM_X86_SW_PROTECTED_VM`: pages can be private, without hardware that enforces it.
+    SoftwareProtected,
+    /// `KVM_X86_TDX_VM`: a TD, whose private memory the TDX module keeps.
+    Tdx,
+}
+
 /// What a software VM is to be like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SoftConfig {
     /// Which release of Linux it behaves as.
     pub profile: Profile,
+    /// What kind of VM it is.
+    pub vm_type: VmType,
     /// Whether it has two-dimensional paging.
     pub tdp: Tdp,
     /// How far guest-physical memory can reach.

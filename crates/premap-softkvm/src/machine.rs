@@ -6,20 +6,22 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
-use premap_address::{Gfn, Gpa, Hva, PAGE_SIZE};
+use premap_address::{Gfn, Gpa, Hva, PAGE_SIZE, PageSize};
 use premap_kvm::Errno;
 use rustix::process::{Pid, getpid};
 
-use crate::config::{SoftConfig, Tdp};
+use crate::config::{SoftConfig, Tdp, VmType};
 use crate::host::{AddressSpace, Exclusivity};
 use crate::invalidation::Invalidations;
-use crate::memslots::Memslots;
+use crate::memslots::{Memslots, Slot};
+use crate::private::{Attributes, GuestMemfds, Kind};
 use crate::profile::Rules;
 use crate::role::Role;
 use crate::roots::Roots;
+use crate::tdx::{Td, TdxHost};
 
 /// The state of a VM.
 #[derive(Debug)]
@@ -27,8 +29,12 @@ pub(crate) struct Machine {
     pub(crate) config: SoftConfig,
     pub(crate) host: AddressSpace,
     pub(crate) slots: Memslots,
+    pub(crate) attributes: Attributes,
+    pub(crate) guest_memfds: GuestMemfds,
     pub(crate) roots: Roots,
     pub(crate) invalidations: Invalidations,
+    /// What there is of a TD, in a VM of that type.
+    pub(crate) td: Option<Td>,
     /// The quirks that were turned off.
     pub(crate) disabled_quirks: AtomicU64,
     pub(crate) vcpus: Mutex<BTreeSet<u32>>,
@@ -40,13 +46,17 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(config: SoftConfig) -> Result<Self, Errno> {
+    /// A machine, on a host with TDX if it is to be a TD.
+    pub(crate) fn new(config: SoftConfig, tdx: Option<Arc<TdxHost>>) -> Result<Self, Errno> {
         Ok(Self {
             config,
             host: AddressSpace::open()?,
             slots: Memslots::default(),
+            attributes: Attributes::default(),
+            guest_memfds: GuestMemfds::default(),
             roots: Roots::default(),
             invalidations: Invalidations::default(),
+            td: tdx.map(Td::new),
             disabled_quirks: AtomicU64::new(0),
             vcpus: Mutex::default(),
             owner: getpid(),
@@ -61,6 +71,24 @@ impl Machine {
 
     pub(crate) fn has_tdp(&self) -> bool {
         self.config.tdp == Tdp::On
+    }
+
+    /// Whether pages of this VM can be private.
+    pub(crate) fn has_private_memory(&self) -> bool {
+        self.config.vm_type != VmType::Default
+    }
+
+    /// The kind of memory that a page has, and how many pages from it on have the same, at most `most`.
+    pub(crate) fn kind_of(&self, gfn: Gfn, most: u64) -> (Kind, u64) {
+        if self.has_private_memory() { self.attributes.run(gfn, most) } else { (Kind::Shared, most) }
+    }
+
+    /// The largest mapping that the slot and the pages' attributes permit at a page.
+    pub(crate) fn largest(&self, slot: &Slot, gfn: Gfn) -> PageSize {
+        let uniform = |size: &PageSize| !self.has_private_memory() || self.attributes.are_uniform(gfn, *size);
+        let most = slot.largest(gfn);
+        let sizes = PageSize::ALL.into_iter().rev().filter(|size| *size <= most);
+        sizes.into_iter().find(uniform).unwrap_or(PageSize::Size4K)
     }
 
     /// Just past the last guest-physical address that the host's processor can address.
@@ -101,10 +129,34 @@ impl Machine {
     pub(crate) fn begin_invalidation(&self, memory: &Range<Hva>) {
         self.invalidations.begin();
         let slots = self.slots.current();
-        let pages: Vec<Range<Gfn>> = slots.iter().filter_map(|slot| overlap(slot, memory)).collect();
-        for pages in pages {
+        for pages in slots.iter().filter_map(|slot| overlap(slot, memory)) {
+            // A TD's private pages do not lie there.
             self.invalidations.add(pages.clone());
             self.roots.unmap(&pages);
+        }
+    }
+
+    /// Runs `change` while none of these pages is mapped at the second stage.
+    pub(crate) fn invalidate<R>(
+        &self,
+        pages: impl IntoIterator<Item = Range<Gfn>>,
+        change: impl FnOnce() -> R,
+    ) -> R {
+        self.invalidations.begin();
+        for pages in pages {
+            self.invalidations.add(pages.clone());
+            self.unmap(&pages);
+        }
+        let result = change();
+        self.invalidations.end();
+        result
+    }
+
+    /// Takes every mapping of these pages away, shared and private.
+    pub(crate) fn unmap(&self, pages: &Range<Gfn>) {
+        self.roots.unmap(pages);
+        if let Some(td) = &self.td {
+            td.unmap(pages);
         }
     }
 
@@ -115,7 +167,7 @@ impl Machine {
 }
 
 /// The pages of a slot whose memory lies in the range, counting those of which only a part does.
-fn overlap(slot: &crate::memslots::Slot, memory: &Range<Hva>) -> Option<Range<Gfn>> {
+fn overlap(slot: &Slot, memory: &Range<Hva>) -> Option<Range<Gfn>> {
     let end = slot.hva.wrapping_add(slot.pages * PAGE_SIZE);
     let (start, end) = (memory.start.max(slot.hva), memory.end.min(end));
     let bytes = end.checked_offset_from(start).filter(|bytes| *bytes > 0)?;

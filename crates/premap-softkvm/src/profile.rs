@@ -54,6 +54,20 @@ pub(crate) enum LoggingOff {
     Recovers,
 }
 
+/// How a TD's memory comes in before the TD is finalized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Building {
+    /// There are no TDs.
+    NoTdx,
+    /// A pre-fault, on any vCPU, builds the Secure-EPT and reserves; `KVM_TDX_INIT_MEM_REGION` adds only what is reserved, with
+    /// its source as an argument.
+    Reserved,
+    /// `KVM_TDX_INIT_MEM_REGION`, on the first vCPU alone, builds and adds; pre-faulting a TD is never to be had.
+    Combined,
+    /// `KVM_TDX_INIT_MEM_REGION` builds and adds; pre-faulting a TD is to be had once it is finalized.
+    ByItself,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Rules {
     name: &'static str,
@@ -69,9 +83,11 @@ pub(crate) struct Rules {
     pub(crate) logging_off: LoggingOff,
     /// The quirks that `KVM_CAP_DISABLE_QUIRKS2` knows: bit 8 came with 6.15, bit 9 with 6.16.
     pub(crate) quirks: u64,
+    /// 6.16, where TDX came: 5932ca411e53 and what it was merged with; 6.19, 6b5b71ffabf9.
+    pub(crate) building: Building,
 }
 
-const RULES: [Rules; 4] = [
+const RULES: [Rules; 6] = [
     Rules {
         name: "6.12",
         present_mapping: PresentMapping::Rebuilt,
@@ -80,6 +96,7 @@ const RULES: [Rules; 4] = [
         dead_vm: DeadVm::SeenAtEntry,
         logging_off: LoggingOff::Zaps,
         quirks: 0xff,
+        building: Building::NoTdx,
     },
     Rules {
         name: "6.16",
@@ -89,6 +106,7 @@ const RULES: [Rules; 4] = [
         dead_vm: DeadVm::SeenInLoop,
         logging_off: LoggingOff::Recovers,
         quirks: 0x3ff,
+        building: Building::ByItself,
     },
     Rules {
         name: "6.19",
@@ -98,6 +116,7 @@ const RULES: [Rules; 4] = [
         dead_vm: DeadVm::SeenInLoop,
         logging_off: LoggingOff::Recovers,
         quirks: 0x3ff,
+        building: Building::ByItself,
     },
     Rules {
         name: "7.2",
@@ -107,6 +126,27 @@ const RULES: [Rules; 4] = [
         dead_vm: DeadVm::SeenInLoop,
         logging_off: LoggingOff::Recovers,
         quirks: 0x3ff,
+        building: Building::ByItself,
+    },
+    Rules {
+        name: "proposal",
+        present_mapping: PresentMapping::Kept,
+        stale_root: StaleRoot::Replaced,
+        dying_slot: DyingSlot::TryAgain,
+        dead_vm: DeadVm::SeenInLoop,
+        logging_off: LoggingOff::Recovers,
+        quirks: 0x3ff,
+        building: Building::Reserved,
+    },
+    Rules {
+        name: "combined",
+        present_mapping: PresentMapping::Kept,
+        stale_root: StaleRoot::Replaced,
+        dying_slot: DyingSlot::TryAgain,
+        dead_vm: DeadVm::SeenInLoop,
+        logging_off: LoggingOff::Recovers,
+        quirks: 0x3ff,
+        building: Building::Combined,
     },
 ];
 
@@ -127,8 +167,16 @@ impl Profile {
     pub const V6_19: Self = Self(&RULES[2]);
     /// Linux 7.2.
     pub const V7_2: Self = Self(&RULES[3]);
-    /// Every profile, oldest first.
-    pub const ALL: [Self; RULES.len()] = [Self::V6_12, Self::V6_16, Self::V6_19, Self::V7_2];
+    /// The design of April 2024 that this project implements: pre-faulting reserves a TD's memory ahead. In all else it is the
+    /// newest kernel.
+    pub const PROPOSAL: Self = Self(&RULES[4]);
+    /// What came before that design, to compare it with: a TD's memory is mapped and added by one call, on one vCPU.
+    pub const COMBINED: Self = Self(&RULES[5]);
+    /// The profiles of releases, oldest first.
+    pub const RELEASES: [Self; 4] = [Self::V6_12, Self::V6_16, Self::V6_19, Self::V7_2];
+    /// Every profile.
+    pub const ALL: [Self; RULES.len()] =
+        [Self::V6_12, Self::V6_16, Self::V6_19, Self::V7_2, Self::PROPOSAL, Self::COMBINED];
 
     /// The profile of this name.
     ///
@@ -192,6 +240,9 @@ mod tests {
             assert_eq!(Profile::parse(profile.name()), Ok(profile));
         }
         let error = Profile::parse("5.4").unwrap_err();
-        assert_eq!(error.to_string(), "there is no profile `5.4`; there are 6.12, 6.16, 6.19, 7.2");
+        assert_eq!(
+            error.to_string(),
+            "there is no profile `5.4`; there are 6.12, 6.16, 6.19, 7.2, proposal, combined"
+        );
     }
 }

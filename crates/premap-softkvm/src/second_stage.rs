@@ -34,11 +34,21 @@ pub(crate) struct Progress {
     pub(crate) changed: bool,
 }
 
-/// The host's answer, and the moment from which it is known to hold.
+/// The host's answer of the memory behind a page and some that follow, and the moment from which it is known to hold.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Answer {
+    pub(crate) gfn: Gfn,
     pub(crate) run: Run,
     pub(crate) sequence: Sequence,
+}
+
+impl Answer {
+    /// The frame that the second stage has for a page: that of its host-virtual address. The page may come before the
+    /// answer's first, where a huge page does.
+    fn frame(&self, gfn: Gfn) -> Pfn {
+        let first = self.run.start.raw() / PAGE_SIZE;
+        Pfn::new(first.wrapping_add(gfn.number().wrapping_sub(self.gfn.number())))
+    }
 }
 
 impl Machine {
@@ -80,13 +90,13 @@ impl Machine {
         answer: Answer,
         purpose: Purpose,
     ) -> Result<Progress, Errno> {
-        let Answer { run, sequence } = answer;
+        let Answer { run, sequence, .. } = answer;
         let attributes = attributes(slot, &run, purpose);
         let present = match (purpose, self.rules().present_mapping) {
             (Purpose::Fault, _) | (Purpose::PreFault, PresentMapping::Rebuilt) => Present::Rebuild,
             (Purpose::PreFault, PresentMapping::Kept) => Present::Collapse,
         };
-        let size = run.size.min(slot.largest(gfn));
+        let size = run.size.min(self.largest(slot, gfn));
         let (first, count) = if size > PageSize::Size4K {
             (gfn.align_down(size), size.pages())
         } else if slot.dirty.is_some() && present == Present::Collapse {
@@ -97,7 +107,7 @@ impl Machine {
         };
         let concerned = first..Gfn::new(first.number() + count);
         let valid = || !root.is_obsolete() && self.invalidations.allows(sequence, &concerned);
-        let pfn = frame(slot, first);
+        let pfn = answer.frame(first);
         let range = GpaRange::new(first.address(), count * PAGE_SIZE);
         let done = if size > PageSize::Size4K {
             root.table.place(first.address(), size, pfn, attributes, present, valid)
@@ -185,11 +195,6 @@ impl Machine {
 /// The frame of a page in a range of which `first` is the first frame.
 fn offset(first: Pfn, range: GpaRange, gpa: Gpa) -> Pfn {
     Pfn::new(first.number() + (gpa.frame().number() - range.start().frame().number()))
-}
-
-/// The frame that the second stage has for a page: that of its host-virtual address.
-fn frame(slot: &Slot, gfn: Gfn) -> Pfn {
-    Pfn::new(slot.hva(gfn).raw() / PAGE_SIZE)
 }
 
 /// What KVM puts in a leaf (`make_spte`): writable where slot and host let it be, and then dirty as well; accessed only if

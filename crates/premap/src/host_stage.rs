@@ -15,7 +15,7 @@ use rustix::mm::{Advice, madvise};
 use crate::clock::Clock;
 use crate::control::Control;
 use crate::gate::Standing;
-use crate::memory::Touch;
+use crate::memory::{Backing, Touch};
 use crate::patience::Patience;
 use crate::plan::Chunk;
 use crate::report::{Reason, Stage};
@@ -88,6 +88,9 @@ impl HostStage<'_> {
                     return Err(cut);
                 }
             }
+            if chunk.backing == Backing::GuestMemfd {
+                return Ok(());
+            }
             tally.called(Stage::Host);
             let result = self.clock.time(Stage::Host, || advise(chunk));
             drop(pass);
@@ -122,7 +125,7 @@ fn advise(chunk: Chunk) -> Result<(), Errno> {
 mod tests {
     use super::*;
     use crate::gate::Gate;
-    use crate::memory::{Backing, Region};
+    use crate::memory::Region;
     use crate::plan::Plan;
     use premap_address::{Gpa, Hva, PAGE_SIZE};
     use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};

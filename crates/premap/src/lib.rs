@@ -89,6 +89,8 @@ mod report;
 mod run;
 mod second_stage;
 mod tally;
+#[cfg(feature = "td")]
+pub mod td;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
 mod watchdog;

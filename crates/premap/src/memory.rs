@@ -18,6 +18,14 @@ pub struct Region {
     pub touch: Touch,
 }
 
+impl Region {
+    /// Private memory, which lies nowhere in this process.
+    #[must_use]
+    pub const fn private(range: GpaRange) -> Self {
+        Self { range, host: Hva::new(0), backing: Backing::GuestMemfd, touch: Touch::Write }
+    }
+}
+
 /// What is behind guest memory on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -30,6 +38,9 @@ pub enum Backing {
     Hugetlb(PageSize),
     /// A private mapping of a file: reading shares the page cache, writing copies the page.
     PrivateFile,
+    /// Memory that only the guest can see: a guest_memfd's. KVM makes it present when it maps it, so that the host stage
+    /// has nothing to do.
+    GuestMemfd,
 }
 
 impl Backing {
@@ -37,7 +48,7 @@ impl Backing {
     pub(crate) const fn unit(self) -> u64 {
         match self {
             Self::Hugetlb(size) => size.bytes(),
-            Self::Anonymous | Self::Shared | Self::PrivateFile => PAGE_SIZE,
+            Self::Anonymous | Self::Shared | Self::PrivateFile | Self::GuestMemfd => PAGE_SIZE,
         }
     }
 }

@@ -139,7 +139,7 @@ fn decide(options: &Options, tried: &[(Rules, Measurement)]) -> (Verdict, (Rules
     }
 }
 
-fn hob(tdvf: &Tdvf<'_>, memory: Size) -> anyhow::Result<TdHob> {
+pub(super) fn hob(tdvf: &Tdvf<'_>, memory: Size) -> anyhow::Result<TdHob> {
     TdHob::q35(tdvf, memory.0).map_err(|error| match error {
         HobError::OutsideRam { .. } | HobError::RamTooLarge { .. } | HobError::RamSize { .. } => {
             BadUse(format!("--memory {}: {error}; give a size such as 2G", memory.flag())).into()
@@ -154,7 +154,7 @@ fn write_list(file: &Path, tdvf: &Tdvf<'_>, rules: Rules) -> std::io::Result<()>
     out.flush()
 }
 
-fn pages(text: &str) -> Result<Size, String> {
+pub(super) fn pages(text: &str) -> Result<Size, String> {
     match text.parse()? {
         Size(0) => Err("no memory at all; give a size such as 2G".to_owned()),
         Size(bytes) if !bytes.is_multiple_of(PAGE_SIZE) => {

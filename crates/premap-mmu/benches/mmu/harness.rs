@@ -38,7 +38,7 @@ impl World {
             pages.swap(usize::try_from(at).expect("64 bits"), usize::try_from(other).expect("64 bits"));
         }
         pages.truncate(usize::try_from(PAGES).expect("64 bits"));
-        Self { arena: Arena::new(FRAMES).expect("36 MiB for tables"), random: pages }
+        Self { arena: Arena::new(FRAMES).expect("40 MiB for tables"), random: pages }
     }
 
     /// Waits, for at most two seconds, until nobody else runs: other work on the machine makes figures worthless.

@@ -7,6 +7,7 @@
 mod floors;
 mod harness;
 mod peers;
+mod pools;
 mod subject;
 
 use std::process::ExitCode;

@@ -11,7 +11,7 @@ const WRITE: u64 = 1 << 1;
 /// Bits 5:3 of a leaf.
 const MEMORY_TYPE_SHIFT: u32 = 3;
 /// Bit 6 of a leaf: the guest's PAT does not change the memory type.
-const IGNORE_PAT: u64 = 1 << 6;
+const IGNORE_PAT: u8 = 1 << 6;
 /// Bit 7 of an entry of level 2 or 3.
 const LARGE: u64 = 1 << 7;
 /// Bit 8, if EPTP bit 6 turns access and dirty flags on.
@@ -27,27 +27,25 @@ pub struct Ept;
 
 /// The memory type of an EPT leaf, and whether the guest's PAT is combined with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum EptMemoryType {
     /// Write-back, combined with the guest's PAT.
     #[default]
-    WriteBack,
+    WriteBack = 6 << MEMORY_TYPE_SHIFT,
     /// Write-back whatever the guest's PAT says.
-    WriteBackForced,
+    WriteBackForced = 6 << MEMORY_TYPE_SHIFT | IGNORE_PAT,
     /// Uncacheable: for device memory.
-    Uncacheable,
+    Uncacheable = 0,
 }
 
 impl EptMemoryType {
     pub(super) const fn bits(self) -> u64 {
-        match self {
-            Self::WriteBack => 6 << MEMORY_TYPE_SHIFT,
-            Self::WriteBackForced => 6 << MEMORY_TYPE_SHIFT | IGNORE_PAT,
-            Self::Uncacheable => 0,
-        }
+        // The discriminants are the bits: no table to look them up in for each leaf.
+        self as u64
     }
 
     pub(super) const fn from_bits(raw: u64) -> Self {
-        match (raw >> MEMORY_TYPE_SHIFT & 0b111, raw & IGNORE_PAT != 0) {
+        match (raw >> MEMORY_TYPE_SHIFT & 0b111, raw & IGNORE_PAT as u64 != 0) {
             (6, false) => Self::WriteBack,
             (6, true) => Self::WriteBackForced,
             _ => Self::Uncacheable,

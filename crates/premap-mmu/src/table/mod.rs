@@ -30,6 +30,7 @@ use crate::frames::FrameAllocator;
 use crate::mirror::{Mirror, NoMirror};
 use crate::page::TablePage;
 use crate::spin::Spin;
+use crate::stripes::Stripes;
 use crate::sync::{AtomicU64, Ordering};
 
 /// How many levels a table has.
@@ -108,7 +109,8 @@ pub struct PageTable<F: Format, A: FrameAllocator, M: Mirror = NoMirror> {
     limit: Gpa,
     frames: A,
     mirror: M,
-    leaves: [AtomicU64; 3],
+    /// Leaves mapped less leaves unmapped, by size; only the sum over all threads means anything.
+    leaves: Stripes<[AtomicU64; 3]>,
     epochs: Epochs,
     /// Tables of dropped flushes: unlinked, perhaps still cached by hardware, freed with the page table.
     parked: Spin<Vec<Pfn>>,
@@ -151,7 +153,7 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             limit: levels.limit(),
             frames,
             mirror,
-            leaves: core::array::from_fn(|_| AtomicU64::new(0)),
+            leaves: Stripes::new(|| core::array::from_fn(|_| AtomicU64::new(0))),
             epochs: Epochs::new(),
             parked: Spin::new(Vec::new()),
             format: core::marker::PhantomData,
@@ -185,13 +187,18 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
     /// How many leaves are mapped, by size. Exact when no operation is under way and no cursor open.
     #[must_use]
     pub fn leaves(&self) -> Leaves {
-        let [size_4k, size_2m, size_1g] = [0, 1, 2].map(|size| self.leaves[size].load(Ordering::Relaxed));
+        let sum = |size: usize| {
+            let counts = self.leaves.iter().map(|counts| counts[size].load(Ordering::Relaxed));
+            // Another thread may have counted what it unmapped before one here counted that it had mapped it.
+            counts.fold(0, u64::wrapping_add).cast_signed().max(0).cast_unsigned()
+        };
+        let [size_4k, size_2m, size_1g] = [0, 1, 2].map(sum);
         Leaves { size_4k, size_2m, size_1g }
     }
 
     /// Adds what was mapped to the count and takes off what was unmapped.
     pub(crate) fn account(&self, mapped: Leaves, unmapped: Leaves) {
-        for (counter, size) in self.leaves.iter().zip(PageSize::ALL) {
+        for (counter, size) in self.leaves.mine().iter().zip(PageSize::ALL) {
             let change = mapped.get(size).wrapping_sub(unmapped.get(size));
             if change != 0 {
                 counter.fetch_add(change, Ordering::Relaxed);

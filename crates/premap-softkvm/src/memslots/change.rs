@@ -1,4 +1,4 @@
-//! What a `KVM_SET_USER_MEMORY_REGION` asks for, and whether it may be had.
+//! What a `KVM_SET_USER_MEMORY_REGION2` asks for, and whether it may be had.
 //!
 //! The checks come in the kernel's order (`kvm_set_memory_region`), so that a request with two faults gets the same errno.
 
@@ -6,7 +6,11 @@ use std::sync::Arc;
 
 use premap_address::{Gpa, Hva, PAGE_SHIFT, PageSize};
 use premap_kvm::Errno;
-use premap_kvm::abi::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use premap_kvm::abi::{
+    KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region2,
+};
+
+use crate::private::PrivateMemory;
 
 use super::{DirtyLog, Protection, Slot, SlotId, Snapshot, State};
 
@@ -20,6 +24,8 @@ const USER_SPACE_END: u64 = (1 << 47) - 4096;
 pub(crate) struct Limits {
     /// Just past the last guest-physical address that the host's processor can address.
     pub(crate) gpa_end: Gpa,
+    /// Whether slots can have private memory.
+    pub(crate) private_memory: bool,
 }
 
 /// A change of the slots that may be made.
@@ -32,17 +38,24 @@ pub(crate) enum Change {
     Flags { old: Arc<Slot>, new: Slot },
 }
 
-/// What the region would change.
+/// What the region would change. `bind` is asked for the private memory of a slot that wants some, and may refuse.
 ///
 /// # Errors
-/// EINVAL and EEXIST as the kernel has them.
+/// EINVAL and EEXIST as the kernel has them, or what `bind` gives.
 pub(crate) fn plan(
     slots: &Snapshot,
-    region: &kvm_userspace_memory_region,
+    region: &kvm_userspace_memory_region2,
     limits: Limits,
+    bind: impl FnOnce(&Slot) -> Result<PrivateMemory, Errno>,
 ) -> Result<Change, Errno> {
     let id = SlotId::parse(region.slot);
-    if region.flags & !(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY) != 0 {
+    let has_private = region.flags & KVM_MEM_GUEST_MEMFD != 0;
+    // Private memory is neither logged nor read-only.
+    let known = match (has_private, limits.private_memory) {
+        (true, true) => KVM_MEM_GUEST_MEMFD,
+        _ => KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY,
+    };
+    if region.flags & !known != 0 {
         return Err(Errno::INVAL);
     }
     let (gpa, hva) = (Gpa::new(region.guest_phys_addr), Hva::new(region.userspace_addr));
@@ -51,6 +64,10 @@ pub(crate) fn plan(
         return Err(Errno::INVAL);
     }
     if hva.checked_add(region.memory_size).is_none_or(|end| end.raw() > USER_SPACE_END) {
+        return Err(Errno::INVAL);
+    }
+    let private_end = region.guest_memfd_offset.checked_add(region.memory_size);
+    if has_private && (!region.guest_memfd_offset.is_multiple_of(small.bytes()) || private_end.is_none()) {
         return Err(Errno::INVAL);
     }
     let id = id.ok_or(Errno::INVAL)?;
@@ -71,10 +88,13 @@ pub(crate) fn plan(
     });
     let protection =
         if region.flags & KVM_MEM_READONLY != 0 { Protection::ReadOnly } else { Protection::Writable };
-    let new = Slot { id, base: gpa.frame(), pages, hva, protection, state: State::Live, dirty };
+    let new =
+        Slot { id, base: gpa.frame(), pages, hva, protection, state: State::Live, private: None, dirty };
 
-    let change = match old {
+    let mut change = match old {
         None => Change::Create(new),
+        // A slot with private memory can't be changed, only deleted.
+        Some(old) if has_private || old.private.is_some() => return Err(Errno::INVAL),
         Some(old) => {
             if (old.hva, old.pages, old.protection) != (new.hva, new.pages, new.protection) {
                 return Err(Errno::INVAL);
@@ -93,9 +113,19 @@ pub(crate) fn plan(
         if slots.iter().any(|other| other.id.space == id.space && overlaps(other)) {
             return Err(Errno::EXIST);
         }
-        if end > limits.gpa_end {
-            return Err(Errno::INVAL);
+    }
+    if let Change::Create(new) = &mut change
+        && has_private
+    {
+        new.private = Some(bind(new)?);
+    }
+    if let Change::Create(new) | Change::Move { new, .. } = &change
+        && end > limits.gpa_end
+    {
+        if let Some(private) = &new.private {
+            private.unbind(new.id);
         }
+        return Err(Errno::INVAL);
     }
     Ok(change)
 }

@@ -17,6 +17,7 @@ use premap_address::{Gfn, Hva, PAGE_SIZE, PageSize};
 pub(crate) use change::{Change, Limits, plan};
 pub(crate) use dirty::DirtyLog;
 
+use crate::private::PrivateMemory;
 use crate::srcu::{Reading, Srcu};
 
 /// How many slots an address space has for user space: `KVM_USER_MEM_SLOTS` on x86.
@@ -75,6 +76,8 @@ pub(crate) struct Slot {
     pub(crate) hva: Hva,
     pub(crate) protection: Protection,
     pub(crate) state: State,
+    /// There where the slot's pages can be private.
+    pub(crate) private: Option<PrivateMemory>,
     /// There while dirty logging is on.
     pub(crate) dirty: Option<Arc<DirtyLog>>,
 }

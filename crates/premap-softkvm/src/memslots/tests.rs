@@ -1,28 +1,41 @@
 use premap_address::Gpa;
 use premap_kvm::Errno;
-use premap_kvm::abi::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use premap_kvm::abi::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region2};
 
 use super::*;
 
-const LIMITS: Limits = Limits { gpa_end: Gpa::new(1 << 40) };
+const LIMITS: Limits = Limits { gpa_end: Gpa::new(1 << 40), private_memory: false };
 const MIB: u64 = 1 << 20;
 
-fn region(slot: u32, flags: u32, gpa: u64, size: u64, hva: u64) -> kvm_userspace_memory_region {
-    kvm_userspace_memory_region { slot, flags, guest_phys_addr: gpa, memory_size: size, userspace_addr: hva }
+fn region(slot: u32, flags: u32, gpa: u64, size: u64, hva: u64) -> kvm_userspace_memory_region2 {
+    kvm_userspace_memory_region2 {
+        slot,
+        flags,
+        guest_phys_addr: gpa,
+        memory_size: size,
+        userspace_addr: hva,
+        ..Default::default()
+    }
+}
+
+fn no_private_memory(slot: &Slot) -> Result<PrivateMemory, Errno> {
+    panic!("{slot:?} was not asked to have private memory")
 }
 
 /// Slot 0: 4 MiB at 16 MiB, writable. Slot 1: 1 MiB at 32 MiB, read-only.
 fn slots() -> Snapshot {
     let mut slots = Snapshot::default();
     for region in [region(0, 0, 16 * MIB, 4 * MIB, 1 << 30), region(1, 2, 32 * MIB, MIB, 1 << 31)] {
-        let Ok(Change::Create(slot)) = plan(&slots, &region, LIMITS) else { panic!("{region:?}") };
+        let Ok(Change::Create(slot)) = plan(&slots, &region, LIMITS, no_private_memory) else {
+            panic!("{region:?}")
+        };
         slots = slots.replaced(None, Some(slot));
     }
     slots
 }
 
-fn check(what: &str, region: kvm_userspace_memory_region, expected: Result<&str, Errno>) {
-    let found = plan(&slots(), &region, LIMITS).map(|change| match change {
+fn check(what: &str, region: kvm_userspace_memory_region2, expected: Result<&str, Errno>) {
+    let found = plan(&slots(), &region, LIMITS, no_private_memory).map(|change| match change {
         Change::Nothing => "nothing",
         Change::Create(_) => "create",
         Change::Delete(_) => "delete",
@@ -87,7 +100,8 @@ fn slots_are_found_by_page_and_only_there() {
 #[test]
 fn the_largest_mapping_follows_alignment_extent_and_logging() {
     let largest = |gpa: u64, size: u64, hva: u64, flags: u32, at: u64| {
-        let Ok(Change::Create(slot)) = plan(&Snapshot::default(), &region(0, flags, gpa, size, hva), LIMITS)
+        let Ok(Change::Create(slot)) =
+            plan(&Snapshot::default(), &region(0, flags, gpa, size, hva), LIMITS, no_private_memory)
         else {
             panic!()
         };

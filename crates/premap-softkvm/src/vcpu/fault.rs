@@ -2,8 +2,9 @@
 //!
 //! As Linux does it (`kvm_mmu_page_fault`, `kvm_tdp_mmu_page_fault`):
 //!
-//! 1. Find the slot. None: the access is emulated, and an MMIO mapping remembers that. Dying: try again.
-//! 2. Take the invalidation sequence, then ask the host for the page, and make it present if it is not.
+//! 1. Take the invalidation sequence, then see whether the page is private, and find its slot. None: the access is
+//!    emulated, and an MMIO mapping remembers that; a private one goes back to the VMM. Dying: try again.
+//! 2. Ask the host for the page, or the guest_memfd for a private one, and make it present if it is not.
 //! 3. Where a write meets a page that must be copied first (the zero page, the page cache, a page shared by fork), the
 //!    copy replaces a page that may be mapped: an invalidation, which makes this very fault's answer stale. The guest
 //!    faults again, and the second fault maps the copy. This is why memory that was pre-faulted but never written costs two
@@ -22,6 +23,7 @@ use crate::access::Operation;
 use crate::host::{Exclusivity, Failure, Run, State, Touch, populate};
 use crate::machine::Machine;
 use crate::memslots::{Protection, State as SlotState};
+use crate::private::Kind;
 use crate::second_stage::{Answer, Purpose};
 use crate::signals::raise_poisoned;
 
@@ -64,6 +66,7 @@ impl SoftVcpu {
         self.machine.check_alive()?;
         if let Some(root) = &self.root
             && root.is_mmio(gpa.frame(), self.machine.slots.current().generation)
+            && self.machine.kind_of(gpa.frame(), 1).0 == Kind::Shared
         {
             // The MMIO mapping tells at once; KVM does not count this as a fault.
             return Ok(Outcome::Emulate);
@@ -85,7 +88,12 @@ impl SoftVcpu {
         let _reading = machine.slots.enter();
         let slots = machine.slots.current();
         let gfn = gpa.frame();
+        let sequence = machine.invalidations.snapshot();
+        let (kind, _) = machine.kind_of(gfn, 1);
         let Some(slot) = slots.find(self.space, gfn) else {
+            if kind == Kind::Private {
+                return self.exit_for(gfn, kind, Errno::FAULT);
+            }
             if gpa < machine.gpa_end() {
                 if root.is_obsolete() {
                     return Ok(Outcome::Retry);
@@ -107,18 +115,27 @@ impl SoftVcpu {
         if was.is_some_and(|mapping| mapping.attributes.permissions.permits(operation.access())) {
             return Ok(Outcome::Spurious);
         }
-        let sequence = machine.invalidations.snapshot();
         let page = gfn..premap_address::Gfn::new(gfn.number() + 1);
         if !machine.invalidations.allows(sequence, &page) {
             return Ok(Outcome::Retry);
         }
-        let copies = if self.copied.take() == Some(gfn) { Copies::Believed } else { Copies::Replace };
-        let page = machine.get_page(slot.hva(gfn), touch, copies, &mut self.runs)?;
-        let Page::Is(run) = page else {
-            self.copied = Some(gfn);
-            return Ok(Outcome::Retry);
+        let (run, _held) = match kind {
+            Kind::Private => {
+                let (run, held) = self.get_private(slot, gfn, 1)?;
+                (run, Some(held))
+            }
+            Kind::Shared => {
+                let copies = if self.copied.take() == Some(gfn) { Copies::Believed } else { Copies::Replace };
+                let page = machine.get_page(slot.hva(gfn), touch, copies, &mut self.runs)?;
+                let Page::Is(run) = page else {
+                    self.copied = Some(gfn);
+                    return Ok(Outcome::Retry);
+                };
+                (run, None)
+            }
         };
-        let progress = machine.map(&root, slot, gfn, 1, Answer { run, sequence }, Purpose::Fault)?;
+        let answer = Answer { gfn, run, sequence };
+        let progress = machine.map(&root, slot, gfn, 1, answer, Purpose::Fault)?;
         if progress.pages == 0 {
             return Ok(Outcome::Retry);
         }

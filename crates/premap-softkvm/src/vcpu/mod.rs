@@ -5,30 +5,36 @@ mod prefault;
 
 use std::sync::{Arc, PoisonError};
 
-use premap_address::{Gfn, Gpa};
+use premap_address::{Gfn, Gpa, PageSize};
 use premap_kvm::abi::kvm_pre_fault_memory;
 use premap_kvm::{Errno, Stats, Vcpu};
 
 use crate::access::{Operation, perform};
-use crate::host::{Getter, Run};
+use crate::host::{Getter, Run, State};
 use crate::machine::Machine;
-use crate::memslots::AddressSpace;
+use crate::memslots::{AddressSpace, Slot};
+use crate::private::{Held, Kind, MemoryFault};
 use crate::roots::Root;
 use crate::stats::VcpuCounters;
+use crate::tdx::{SHARED_BIT, TdCpu};
 use fault::Outcome;
 
 /// A virtual CPU of a [`SoftVm`](crate::SoftVm). Many may run and pre-fault at the same time, each on a thread of its own.
 #[derive(Debug)]
 pub struct SoftVcpu {
-    machine: Arc<Machine>,
+    /// What the TDX module has of it, in a TD. It goes before the machine, with which the TD goes.
+    pub(crate) td: Option<TdCpu>,
+    pub(crate) machine: Arc<Machine>,
     id: u32,
-    space: AddressSpace,
+    pub(crate) space: AddressSpace,
     root: Option<Arc<Root>>,
-    counters: VcpuCounters,
+    pub(crate) counters: VcpuCounters,
     /// The host's last answer, kept for its allocation.
     runs: Vec<Run>,
     /// Gets pages for pre-faults.
     getter: Getter,
+    /// What `kvm_run` says of the last access that could not be served.
+    memory_fault: Option<MemoryFault>,
     /// The page that this vCPU's write replaced by a copy just now.
     copied: Option<Gfn>,
 }
@@ -75,6 +81,8 @@ impl SoftVcpu {
             counters: VcpuCounters::default(),
             runs: Vec::new(),
             getter: Getter::default(),
+            td: None,
+            memory_fault: None,
             copied: None,
         }
     }
@@ -83,6 +91,15 @@ impl SoftVcpu {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.id
+    }
+
+    /// `kvm_run.memory_fault`: what the last call wanted that failed with [`KVM_EXIT_MEMORY_FAULT`], be it the guest's
+    /// touch or a pre-fault; `None` if the guest went on since.
+    ///
+    /// [`KVM_EXIT_MEMORY_FAULT`]: kvm_bindings::KVM_EXIT_MEMORY_FAULT
+    #[must_use]
+    pub fn memory_fault(&self) -> Option<MemoryFault> {
+        self.memory_fault
     }
 
     /// The guest reads the word at `gpa`.
@@ -106,6 +123,16 @@ impl SoftVcpu {
         if !gpa.raw().is_multiple_of(8) {
             return Err(GuestFault::Unaligned { gpa });
         }
+        if let Some(td) = &self.machine.td
+            && gpa.raw() >> SHARED_BIT == 0
+        {
+            if !td.is_runnable() {
+                return Err(GuestFault::Failed { gpa, errno: Errno::INVAL });
+            }
+            let write = if let Operation::Store(value) = operation { Some(value) } else { None };
+            return self.access_private(gpa, write);
+        }
+        self.clear_memory_fault();
         loop {
             // KVM_RUN frees obsolete roots and loads the current one before it enters the guest.
             if self.root.as_ref().is_some_and(|root| root.is_obsolete()) {
@@ -131,6 +158,32 @@ impl SoftVcpu {
                 Ok(Outcome::EmulateWrite) => return Err(GuestFault::ReadOnly { gpa }),
                 Err(errno) => return Err(failed(errno)),
             }
+        }
+    }
+
+    /// Leaves to the VMM because of a page that is not there as it is wanted.
+    pub(crate) fn exit_for<T>(&mut self, gfn: Gfn, kind: Kind, errno: Errno) -> Result<T, Errno> {
+        self.memory_fault = Some(MemoryFault::new(gfn, kind));
+        Err(errno)
+    }
+
+    /// The guest goes on: what `kvm_run` said is no more.
+    pub(crate) fn clear_memory_fault(&mut self) {
+        self.memory_fault = None;
+    }
+
+    /// The private memory behind pages of a slot: where it lies, present, as `kvm_gmem_get_pfn` gives it.
+    fn get_private(&mut self, slot: &Slot, gfn: Gfn, pages: u64) -> Result<(Run, Held), Errno> {
+        let got = match &slot.private {
+            None => Err(Errno::FAULT),
+            Some(private) => private.get(gfn.number() - slot.base.number(), pages),
+        };
+        match got {
+            Ok((start, held)) => {
+                // Linux maps a guest_memfd by small pages only.
+                Ok((Run { start, pages, state: State::Writable, size: PageSize::Size4K }, held))
+            }
+            Err(errno) => self.exit_for(gfn, Kind::Private, errno),
         }
     }
 

@@ -8,6 +8,7 @@
 //! table under one taking of its lock, which a VMM can't tell apart except by the clock. Between two steps, and in every
 //! turn of a loop that waits for something, pending signals are looked at.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 
@@ -20,10 +21,12 @@ use crate::host::{Failure, State, Touch};
 use crate::invalidation::Sequence;
 use crate::machine::Machine;
 use crate::memslots::{Slot, Snapshot, State as SlotState};
-use crate::profile::{DeadVm, DyingSlot, StaleRoot};
+use crate::private::{Kind, PrivateMemory};
+use crate::profile::{Building, DeadVm, DyingSlot, StaleRoot};
 use crate::roots::Root;
 use crate::second_stage::{Answer, Purpose};
 use crate::signals::{self, Held};
+use crate::tdx::Td;
 
 /// Pages that the host is asked about at once: 16 MiB.
 const WINDOW: u64 = 4096;
@@ -46,6 +49,12 @@ impl SoftVcpu {
         }
         let wanted = GpaRange::try_new(Gpa::new(range.gpa), range.size).map_err(|_| Errno::INVAL)?;
 
+        if let Some(td) = &self.machine.td
+            && !td.is_runnable()
+            && self.machine.rules().building != Building::Reserved
+        {
+            return Err(Errno::OPNOTSUPP);
+        }
         let signals = Held::new();
         let machine = Arc::clone(&self.machine);
         let _reading = machine.slots.enter();
@@ -108,7 +117,12 @@ impl SoftVcpu {
     ) -> Result<Step, Errno> {
         let gfn = range.start().frame();
         let slots = machine.slots.current();
+        let sequence = machine.invalidations.snapshot();
+        let (kind, alike) = machine.kind_of(gfn, range.pages().min(WINDOW));
         let Some(slot) = slots.find(self.space, gfn) else {
+            if kind == Kind::Private {
+                return self.exit_for(gfn, kind, Errno::FAULT);
+            }
             return self.no_slot(machine, root, &slots, range.start());
         };
         if slot.state == SlotState::Dying {
@@ -117,9 +131,17 @@ impl SoftVcpu {
                 DyingSlot::TryAgain => Err(Errno::AGAIN),
             };
         }
-        let mut window = range.pages().min(slot.end().number() - gfn.number()).min(WINDOW);
+        let mut window = alike.min(slot.end().number() - gfn.number());
+        if let (Some(td), Kind::Private) = (&machine.td, kind) {
+            return self.map_td_pages(machine, td, slot, gfn..Gfn::new(gfn.number() + window), sequence);
+        }
+        if kind == Kind::Private {
+            let (run, _held) = self.get_private(slot, gfn, window.min(POPULATE))?;
+            self.runs.clear();
+            self.runs.push(run);
+            return self.map_present(machine, root, slot, gfn, window, sequence);
+        }
         loop {
-            let sequence = machine.invalidations.snapshot();
             let hva = slot.hva(gfn);
             let memory = hva..hva.wrapping_add(window * PAGE_SIZE);
             machine.host.query(memory, machine.exclusivity(), &mut self.runs)?;
@@ -143,6 +165,29 @@ impl SoftVcpu {
                 }
             }
         }
+    }
+
+    /// Maps private pages of a TD: sets memory aside for them while it is built, and gives it to the TD once it runs.
+    fn map_td_pages(
+        &mut self,
+        machine: &Machine,
+        td: &Td,
+        slot: &Slot,
+        pages: Range<Gfn>,
+        sequence: Sequence,
+    ) -> Result<Step, Errno> {
+        let gfn = pages.start;
+        if slot.private.as_ref().is_none_or(PrivateMemory::is_closed) {
+            return self.exit_for(gfn, Kind::Private, Errno::FAULT);
+        }
+        let count = pages.end.number() - gfn.number();
+        let valid = || machine.invalidations.allows(sequence, &pages);
+        let done = match (td.is_runnable(), machine.rules().building) {
+            (true, Building::Combined) => return Err(Errno::OPNOTSUPP),
+            (true, _) => td.augment(gfn, count, valid)?,
+            (false, _) => td.reserve(gfn, count, valid)?,
+        };
+        Ok(if done == 0 { Step::Retry } else { Step::Done(done) })
     }
 
     /// Nothing there: a mapping says so from now on, where the processor can address it at all.
@@ -173,7 +218,7 @@ impl SoftVcpu {
                 break;
             }
             let at = Gfn::new(gfn.number() + done);
-            let answer = Answer { run: *run, sequence };
+            let answer = Answer { gfn: at, run: *run, sequence };
             let progress = machine.map(root, slot, at, pages - done, answer, Purpose::PreFault)?;
             done += progress.pages;
             if progress.pages < run.pages {

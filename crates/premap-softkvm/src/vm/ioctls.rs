@@ -3,7 +3,9 @@
 // `access`.
 #![expect(unsafe_code, reason = "the trait's methods are unsafe to call")]
 
-use premap_kvm::abi::{kvm_enable_cap, kvm_userspace_memory_region};
+use premap_kvm::abi::{
+    KVM_MEM_GUEST_MEMFD, kvm_enable_cap, kvm_userspace_memory_region, kvm_userspace_memory_region2,
+};
 use premap_kvm::{Errno, Stats, Vm};
 
 use super::SoftVm;
@@ -22,7 +24,18 @@ impl Vm for SoftVm {
 
     unsafe fn set_user_memory_region(&self, region: &kvm_userspace_memory_region) -> Result<(), Errno> {
         self.machine.check_alive()?;
-        self.machine.set_memory_region(region)
+        if region.flags & KVM_MEM_GUEST_MEMFD != 0 {
+            // The struct has no room to say which.
+            return Err(Errno::INVAL);
+        }
+        self.machine.set_memory_region(&kvm_userspace_memory_region2 {
+            slot: region.slot,
+            flags: region.flags,
+            guest_phys_addr: region.guest_phys_addr,
+            memory_size: region.memory_size,
+            userspace_addr: region.userspace_addr,
+            ..Default::default()
+        })
     }
 
     unsafe fn get_dirty_log(&self, slot: u32, bitmap: &mut [u64]) -> Result<(), Errno> {
@@ -31,6 +44,8 @@ impl Vm for SoftVm {
     }
 
     fn stats(&self) -> Result<Stats, Errno> {
-        Ok(stats::vm(self.machine.roots.leaves(), self.machine.roots.flushes()))
+        let mut leaves = self.machine.roots.leaves();
+        leaves.size_4k += self.machine.td.as_ref().map_or(0, |td| td.pages());
+        Ok(stats::vm(leaves, self.machine.roots.flushes()))
     }
 }

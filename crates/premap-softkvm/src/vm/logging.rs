@@ -75,7 +75,7 @@ impl Machine {
     ) {
         let mut gfn = from;
         while gfn < end {
-            let size = run.size.min(slot.largest(gfn));
+            let size = run.size.min(self.largest(slot, gfn));
             let first = gfn.align_down(size);
             let pages = first..Gfn::new(first.number() + size.pages());
             if size > PageSize::Size4K {

@@ -3,15 +3,18 @@
 mod capabilities;
 mod ioctls;
 mod logging;
+mod private;
 mod slots;
 
 use std::sync::{Arc, PoisonError};
 
 use premap_kvm::Errno;
 
-use crate::SoftConfig;
+use crate::config::{SoftConfig, VmType};
 use crate::machine::Machine;
 use crate::notifier::Notifier;
+use crate::profile::Building;
+use crate::tdx::TdxHost;
 use crate::vcpu::SoftVcpu;
 
 /// A VM of the software KVM. Clones are the same VM, as duplicated descriptors are.
@@ -47,14 +50,36 @@ pub struct SoftVm {
 /// `KVM_MAX_VCPU_IDS`.
 const MOST_VCPUS: u32 = 4096;
 const VCPU_IDS: u32 = 4 * MOST_VCPUS;
+/// The memory of the machine that a TD is on where none is given.
+const TD_MEMORY: u64 = 64 << 30;
 
 impl SoftVm {
     /// Makes a VM without memory and vCPUs.
     ///
     /// # Errors
     /// `/proc/self/pagemap` and `/proc/self/maps`, by which it sees the host's side of memory, can't be opened.
+    ///
+    /// EINVAL: a TD, on a kernel without TDX.
     pub fn new(config: SoftConfig) -> Result<Self, Errno> {
-        Ok(Self { machine: Arc::new(Machine::new(config)?) })
+        if config.vm_type == VmType::Tdx {
+            return Self::on_tdx_host(config, &TdxHost::new(TD_MEMORY)?);
+        }
+        Ok(Self { machine: Arc::new(Machine::new(config, None)?) })
+    }
+
+    /// Makes a TD on a machine that others may be on as well.
+    ///
+    /// # Errors
+    /// EINVAL: the type of the VM is another, or the kernel has no TDX; and those of [`new`](Self::new).
+    pub fn on_tdx_host(config: SoftConfig, host: &Arc<TdxHost>) -> Result<Self, Errno> {
+        if config.vm_type != VmType::Tdx || config.profile.rules().building == Building::NoTdx {
+            return Err(Errno::INVAL);
+        }
+        Ok(Self { machine: Arc::new(Machine::new(config, Some(Arc::clone(host)))?) })
+    }
+
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// How it was made.
@@ -66,9 +91,13 @@ impl SoftVm {
     /// Makes a virtual CPU: `KVM_CREATE_VCPU`.
     ///
     /// # Errors
-    /// EEXIST: there is one of this number. EINVAL: the number is too high, or there are too many. EIO: the VM is dead.
+    /// EEXIST: there is one of this number. EINVAL: the number is too high, or there are too many. EIO: the VM is dead, or
+    /// a TD that is not initialised.
     pub fn create_vcpu(&self, id: u32) -> Result<SoftVcpu, Errno> {
         self.machine.check_alive()?;
+        if self.machine.td.as_ref().is_some_and(|td| !td.is_initialised()) {
+            return Err(Errno::IO);
+        }
         let mut vcpus = self.machine.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
         if id >= VCPU_IDS || vcpus.len() >= MOST_VCPUS as usize {
             return Err(Errno::INVAL);

@@ -4,21 +4,29 @@
 //! roots with them while the slot-zap quirk is on; then the new state is published. See `memslots`.
 
 use premap_kvm::Errno;
-use premap_kvm::abi::kvm_userspace_memory_region;
+use premap_kvm::abi::kvm_userspace_memory_region2;
 
 use crate::machine::Machine;
 use crate::memslots::{Change, Limits, Slot, Snapshot, plan};
 
 impl Machine {
-    pub(super) fn set_memory_region(&self, region: &kvm_userspace_memory_region) -> Result<(), Errno> {
+    pub(super) fn set_memory_region(&self, region: &kvm_userspace_memory_region2) -> Result<(), Errno> {
         let _changing = self.slots.lock();
         let slots = self.slots.current();
-        match plan(&slots, region, Limits { gpa_end: self.gpa_end() })? {
+        let limits = Limits { gpa_end: self.gpa_end(), private_memory: self.has_private_memory() };
+        let bind = |new: &Slot| {
+            let (number, offset) = (region.guest_memfd, region.guest_memfd_offset);
+            self.guest_memfds.bind(number, offset, new.id, new.base, new.pages)
+        };
+        match plan(&slots, region, limits, bind)? {
             Change::Nothing => {}
             Change::Create(new) => self.publish(slots.replaced(None, Some(new))),
             Change::Delete(old) => {
                 let dying = self.retire(&slots, &old);
                 self.publish(dying.replaced(Some(old.id), None));
+                if let Some(private) = &old.private {
+                    private.unbind(old.id);
+                }
             }
             Change::Move { old, new } => {
                 let dying = self.retire(&slots, &old);
@@ -39,7 +47,7 @@ impl Machine {
         if self.zaps_all() {
             self.roots.invalidate();
         } else {
-            self.roots.unmap(&(slot.base..slot.end()));
+            self.unmap(&(slot.base..slot.end()));
         }
         dying
     }

@@ -2,7 +2,7 @@
 
 use premap_address::{Gpa, PAGE_SIZE};
 use premap_kvm::Vcpu;
-use premap_kvm::abi::{kvm_pre_fault_memory, kvm_userspace_memory_region};
+use premap_kvm::abi::{kvm_pre_fault_memory, kvm_userspace_memory_region2};
 use premap_mmu::Use;
 
 use super::*;
@@ -17,7 +17,7 @@ const GPA: u64 = 1 << 32;
 fn check(profile: Profile, test: impl FnOnce(&SoftVm, &mut SoftVcpu)) {
     let memory: Vec<Page> = (0..4).map(|_| Page([1; 4096])).collect();
     let vm = SoftVm::new(SoftConfig { profile, ..SoftConfig::default() }).unwrap();
-    let region = kvm_userspace_memory_region {
+    let region = kvm_userspace_memory_region2 {
         guest_phys_addr: GPA,
         memory_size: 4 * PAGE_SIZE,
         userspace_addr: memory.as_ptr().expose_provenance() as u64,

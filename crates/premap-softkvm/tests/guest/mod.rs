@@ -10,7 +10,9 @@ use std::os::unix::fs::FileExt;
 use std::ptr;
 
 use premap_address::{Gpa, Hva, PAGE_SIZE};
-use premap_kvm::abi::{kvm_enable_cap, kvm_pre_fault_memory, kvm_userspace_memory_region};
+use premap_kvm::abi::{
+    kvm_enable_cap, kvm_pre_fault_memory, kvm_userspace_memory_region, kvm_userspace_memory_region2,
+};
 use premap_kvm::{Errno, Vcpu, Vm};
 use premap_softkvm::{Profile, SoftConfig, SoftVcpu, SoftVm};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -186,6 +188,11 @@ pub(crate) fn region(slot: u32, flags: u32, gpa: u64, hva: Hva, pages: u64) -> k
 pub(crate) fn set(vm: &SoftVm, region: &kvm_userspace_memory_region) -> Result<(), Errno> {
     // SAFETY: tests keep a slot's memory until its VM is gone, touch it by system calls only, and tell the notifier.
     unsafe { vm.set_user_memory_region(region) }
+}
+
+pub(crate) fn set2(vm: &SoftVm, region: &kvm_userspace_memory_region2) -> Result<(), Errno> {
+    // SAFETY: as in `set`.
+    unsafe { vm.set_user_memory_region2(region) }
 }
 
 /// Makes a slot of all of `memory` at `gpa`.

@@ -3,6 +3,8 @@
 // the kernel writes nowhere else.
 #![expect(unsafe_code, reason = "ioctls on KVM descriptors")]
 
+mod tdx;
+
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};

@@ -1,0 +1,164 @@
+//! A TD's beginning and the end of its building: the commands on the VM.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use premap_address::{Hpa, PAGE_SIZE};
+use premap_kvm::Errno;
+use premap_kvm::tdx::{TdxError, kvm_tdx_init_vm};
+use premap_mmu::{Levels, PageTable, SecureEpt};
+use premap_tdx::Digest;
+use premap_tdx_module::seamcall::Package;
+use premap_tdx_module::{Class, Hkid, TDCS_PAGES, TdParams};
+
+use super::errors::{insist, refused};
+use super::host::TdxHost;
+use super::mirror::Secure;
+use super::reservations::Reservations;
+use crate::frames::Frames;
+
+/// The mirror of a Secure-EPT.
+pub(super) type Table = PageTable<SecureEpt, Arc<Frames>, Secure>;
+
+/// What KVM keeps of a TD.
+#[derive(Debug)]
+pub(crate) struct Td {
+    pub(super) host: Arc<TdxHost>,
+    pub(super) built: OnceLock<Built>,
+    pub(super) reservations: Reservations,
+    /// Held by commands that change what the TD is: KVM's `tdx_vm_state_guard`.
+    state: Mutex<()>,
+}
+
+/// A TD that the module knows.
+#[derive(Debug)]
+pub(super) struct Built {
+    pub(super) tdr: Hpa,
+    pub(super) key: Hkid,
+    pub(super) table: Table,
+    /// Pages of the TD's and its vCPUs' control structures, the TDR left out.
+    pub(super) control: Mutex<Vec<Hpa>>,
+}
+
+impl Built {
+    pub(super) fn keep(&self, page: Hpa) {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner).push(page);
+    }
+
+    pub(super) fn secure(&self) -> &Secure {
+        self.table.mirror()
+    }
+}
+
+impl Td {
+    pub(crate) fn new(host: Arc<TdxHost>) -> Self {
+        Self { host, built: OnceLock::new(), reservations: Reservations::default(), state: Mutex::default() }
+    }
+
+    pub(super) fn guard(&self) -> MutexGuard<'_, ()> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The TD, once `KVM_TDX_INIT_VM` made it.
+    pub(super) fn built(&self) -> Result<&Built, Errno> {
+        self.built.get().ok_or(Errno::INVAL)
+    }
+
+    /// Whether `KVM_TDX_INIT_VM` was done.
+    pub(crate) fn is_initialised(&self) -> bool {
+        self.built.get().is_some()
+    }
+
+    /// Whether the TD can run.
+    pub(crate) fn is_runnable(&self) -> bool {
+        self.built.get().is_some_and(|built| built.secure().is_runnable())
+    }
+
+    /// Pages that the mirror maps.
+    pub(crate) fn pages(&self) -> u64 {
+        self.built.get().map_or(0, |built| built.table.leaves().pages())
+    }
+
+    /// The measurement so far, or for good once the TD is finalized.
+    pub(crate) fn mrtd(&self) -> Result<Digest, Errno> {
+        let built = self.built()?;
+        insist(|| self.host.module.mng_rd_mrtd(built.tdr)).map_err(|_| Errno::IO)
+    }
+
+    /// `KVM_TDX_INIT_VM`.
+    pub(super) fn init_vm(&self, init: &kvm_tdx_init_vm, most_vcpus: u16) -> Result<(), TdxError> {
+        let _changing = self.guard();
+        if self.is_initialised() || init.reserved != [0; 12] {
+            return Err(Errno::INVAL.into());
+        }
+        if init.cpuid.nent as usize > init.cpuid.entries.len() {
+            return Err(Errno::TOOBIG.into());
+        }
+        let bytes =
+            |words: [u64; 6]| -> [u8; 48] { std::array::from_fn(|at| words[at / 8].to_le_bytes()[at % 8]) };
+        let params = TdParams {
+            attributes: init.attributes,
+            xfam: init.xfam,
+            max_vcpus: most_vcpus,
+            mrconfigid: bytes(init.mrconfigid),
+            mrowner: bytes(init.mrowner),
+            mrownerconfig: bytes(init.mrownerconfig),
+            ..TdParams::default()
+        };
+        let built = self.create(&params)?;
+        self.built.set(built).map_err(|_| Errno::INVAL.into())
+    }
+
+    /// MNG.CREATE, KEY.CONFIG, ADDCX, INIT.
+    fn create(&self, params: &TdParams) -> Result<Built, TdxError> {
+        let (host, module) = (&self.host, &self.host.module);
+        let key = host.take_key()?;
+        let tdr = host.allocate()?;
+        insist(|| module.mng_create(tdr, key)).map_err(|failure| refused(&failure))?;
+        for package in 0..module.packages() {
+            insist(|| module.mng_key_config(tdr, Package(package))).map_err(|failure| refused(&failure))?;
+        }
+        let secure = Secure::new(Arc::clone(host), tdr);
+        let table = Table::with_mirror(Arc::default(), Levels::Four, secure).map_err(|_| Errno::NOMEM)?;
+        let built = Built { tdr, key, table, control: Mutex::default() };
+        for _ in 0..TDCS_PAGES {
+            let page = host.allocate()?;
+            insist(|| module.mng_addcx(page, tdr)).map_err(|failure| refused(&failure))?;
+            built.keep(page);
+        }
+        let source = host.allocate()?;
+        let mut page = [0; PAGE_SIZE as usize];
+        page[..TdParams::BYTES].copy_from_slice(&params.to_bytes());
+        module.host_write(source, &page).map_err(|_| Errno::IO)?;
+        let initialised = insist(|| module.mng_init(tdr, source));
+        host.free(source);
+        match initialised {
+            Ok(()) => Ok(built),
+            Err(failure) => {
+                // What was given so far is taken back as of any TD.
+                self.take_apart(built);
+                let errno = if failure.class() == Class::OPERAND_INVALID { Errno::INVAL } else { Errno::IO };
+                Err(TdxError { errno, hw_error: failure.status.raw() })
+            }
+        }
+    }
+
+    /// `KVM_TDX_FINALIZE_VM`.
+    pub(super) fn finalize(&self) -> Result<(), TdxError> {
+        let _changing = self.guard();
+        let built = self.built()?;
+        if built.secure().is_runnable() || self.reservations.count() > 0 {
+            return Err(Errno::INVAL.into());
+        }
+        match self.host.module.mr_finalize(built.tdr) {
+            Ok(()) => {
+                built.secure().set_runnable();
+                Ok(())
+            }
+            // No vCPU was initialised: not ready.
+            Err(failure) if failure.class() == Class::NO_VCPUS => {
+                Err(TdxError { errno: Errno::INVAL, hw_error: failure.status.raw() })
+            }
+            Err(failure) => Err(refused(&failure)),
+        }
+    }
+}

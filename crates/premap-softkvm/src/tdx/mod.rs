@@ -1,0 +1,34 @@
+//! TDs: KVM's side of TDX, on a modelled TDX module.
+//!
+//! A TD's private memory is the module's: the host gives it pages and can't see them any more. What KVM keeps is a *mirror*
+//! of the Secure-EPT, in which a leaf is present only once the module has accepted the page.
+//!
+//! ```text
+//!   KVM_PRE_FAULT_MEMORY   KVM_TDX_INIT_MEM_REGION    an exit of the guest
+//!            |                        |                       |
+//!            v                        v                       v
+//!         reserve ------------>      add                   augment
+//!         SEPT.ADD                PAGE.ADD, MR.EXTEND      SEPT.ADD, PAGE.AUG
+//!            +------------------------+-----------------------+
+//!                                     v
+//!                        mirror (premap-mmu) -> premap-tdx-module
+//! ```
+//!
+//! How a page comes in before the TD is finalized is the profile's affair ([`Building`](crate::profile::Building)): the
+//! proposal reserves ahead and hands the source on as an argument; the kernels before and after it build tables and add
+//! the page at once, with the source in a field of the VM, one thread at a time.
+
+mod build;
+mod errors;
+mod guest;
+mod host;
+mod ioctls;
+mod memory;
+mod mirror;
+mod reservations;
+mod teardown;
+
+pub(crate) use build::Td;
+pub use guest::Accepted;
+pub(crate) use guest::{SHARED_BIT, TdCpu};
+pub use host::TdxHost;

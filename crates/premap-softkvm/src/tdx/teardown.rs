@@ -1,0 +1,64 @@
+//! A TD's end: its key is freed, then every page of it is reclaimed.
+
+use std::ops::Range;
+use std::sync::PoisonError;
+
+use premap_address::{Gfn, Gpa, GpaRange, Hpa, PAGE_SIZE};
+use premap_mmu::Edges;
+
+use super::build::{Built, Td};
+use super::errors::insist;
+
+impl Td {
+    /// Takes pages from the TD, for what the host took away or made shared. Their content is lost.
+    pub(crate) fn unmap(&self, pages: &Range<Gfn>) {
+        self.reservations.withdraw(pages).into_iter().for_each(|page| self.host.free(page));
+        let Some(built) = self.built.get() else { return };
+        let count = pages.end.number().saturating_sub(pages.start.number());
+        let Ok(range) = GpaRange::try_new(pages.start.address(), count * PAGE_SIZE) else { return };
+        let mut rest = Some(range);
+        while let Some(range) = rest {
+            let done = built.table.unmap(range, Edges::Whole);
+            done.flush.complete_by_waiting();
+            // The module was busy, or a walk is under way.
+            rest = done.stopped.and_then(|stopped| {
+                std::thread::yield_now();
+                GpaRange::try_new(stopped.gpa, range.end().raw().checked_sub(stopped.gpa.raw())?).ok()
+            });
+        }
+    }
+
+    /// VPFLUSHDONE, KEY.FREEID, RECLAIM. The vCPUs were flushed when they went.
+    pub(super) fn take_apart(&self, built: Built) {
+        let module = &self.host.module;
+        let reclaim = |page: Hpa| {
+            let taken = insist(|| module.phymem_page_reclaim(page));
+            debug_assert!(taken.is_ok(), "{page} of a TD: {taken:?}");
+            if taken.is_ok() {
+                self.host.free(page);
+            }
+        };
+        let ended = insist(|| module.mng_vpflushdone(built.tdr))
+            .and_then(|()| insist(|| module.mng_key_freeid(built.tdr)));
+        debug_assert!(ended.is_ok(), "{ended:?}");
+        let all = GpaRange::new(Gpa::new(0), built.table.levels().limit().raw());
+        let mut leaves = Vec::new();
+        built.table.for_each(all, |leaf| leaves.push(leaf.pfn.address()));
+        leaves.into_iter().for_each(reclaim);
+        built.secure().take_tables().into_iter().for_each(reclaim);
+        let control = std::mem::take(&mut *built.control.lock().unwrap_or_else(PoisonError::into_inner));
+        control.into_iter().for_each(reclaim);
+        reclaim(built.tdr);
+        self.host.return_key(built.key);
+    }
+}
+
+impl Drop for Td {
+    fn drop(&mut self) {
+        let everything = Gfn::new(0)..Gfn::new(u64::MAX);
+        self.reservations.withdraw(&everything).into_iter().for_each(|page| self.host.free(page));
+        if let Some(built) = self.built.take() {
+            self.take_apart(built);
+        }
+    }
+}
