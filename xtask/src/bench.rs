@@ -3,7 +3,7 @@
 //! Each is a bench target of the crate that it measures. With `--json` it prints one array of objects with `bench`,
 //! `subject` (premap, a peer or a floor), `threads`, `value`, `unit` and `spread`, and nothing else on stdout.
 
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 /// A benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -14,18 +14,18 @@ enum Name {
     Softkvm,
     /// The engine's host stage, against a bare loop of its system call
     Engine,
-    /// Measuring a TD, against the hash alone
+    /// Measuring a TD, against the hash alone, and reserving its memory by one vCPU and by two
     Td,
 }
 
 impl Name {
-    /// The package and its bench target.
-    const fn target(self) -> (&'static str, &'static str) {
+    /// Packages and their bench targets.
+    const fn targets(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Self::Mmu => ("premap-mmu", "mmu"),
-            Self::Softkvm => ("premap-softkvm", "prefault"),
-            Self::Engine => ("premap", "engine"),
-            Self::Td => ("premap-tdx", "td"),
+            Self::Mmu => &[("premap-mmu", "mmu")],
+            Self::Softkvm => &[("premap-softkvm", "prefault")],
+            Self::Engine => &[("premap", "engine")],
+            Self::Td => &[("premap-tdx", "td"), ("premap-guest", "reserve")],
         }
     }
 }
@@ -43,18 +43,37 @@ pub(crate) struct Options {
 
 /// Runs the benchmark.
 pub(crate) fn run(options: &Options) -> ExitCode {
-    let (package, bench) = options.name.target();
-    let status = Command::new(crate::cargo())
-        .args(["bench", "--quiet", "--package", package, "--bench", bench, "--"])
-        .args(&options.arguments)
-        .current_dir(crate::workspace())
-        .status();
-    match status {
-        Ok(status) if status.success() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: cannot run cargo: {error}");
+    match bench(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("error: {why}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn bench(options: &Options) -> Result<(), String> {
+    let json = options.arguments.iter().any(|argument| argument == "--json");
+    let mut lines: Vec<serde_json::Value> = Vec::new();
+    for (package, bench) in options.name.targets() {
+        let mut command = Command::new(crate::cargo());
+        command
+            .args(["bench", "--quiet", "--package", package, "--bench", bench, "--"])
+            .args(&options.arguments)
+            .current_dir(crate::workspace());
+        let cannot = |error| format!("cannot run cargo: {error}");
+        let failed = || format!("the bench {bench} of {package} failed");
+        if json {
+            let output = command.stderr(Stdio::inherit()).output().map_err(cannot)?;
+            let array: Option<Vec<serde_json::Value>> =
+                output.status.success().then(|| serde_json::from_slice(&output.stdout).ok()).flatten();
+            lines.extend(array.ok_or_else(failed)?);
+        } else if !command.status().map_err(cannot)?.success() {
+            return Err(failed());
+        }
+    }
+    if json {
+        println!("{}", serde_json::Value::Array(lines));
+    }
+    Ok(())
 }

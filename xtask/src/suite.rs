@@ -48,9 +48,10 @@ pub(crate) fn run(lines: &[Line]) -> Result<()> {
         println!("\n-- Linux {}", kernel.release);
         let mut boot = Boot::start(&lab, kernel, &machine, &files)?;
         for test in &tests {
-            run_test(&mut boot, &test.name)?;
+            run_test(&mut boot, &[&test.name])?;
         }
-        run_test(&mut boot, EXAMPLE)?;
+        run_test(&mut boot, &[EXAMPLE])?;
+        run_test(&mut boot, &[EXAMPLE, "--background"])?;
         compare(&mut boot)?;
         let mut failed = 0;
         for case in acceptance::cases() {
@@ -63,9 +64,11 @@ pub(crate) fn run(lines: &[Line]) -> Result<()> {
     Ok(())
 }
 
-fn run_test(boot: &mut Boot, test: &str) -> Result<()> {
+fn run_test(boot: &mut Boot, command: &[&str]) -> Result<()> {
+    let test = command.join(" ");
     println!("{test}");
-    let job = job(vec![test.to_owned()], TEST_LIMIT);
+    let argv = command.iter().map(|&word| word.to_owned()).collect();
+    let job = job(argv, TEST_LIMIT);
     let code = boot.run(&job, &mut io::stdout().lock(), &mut io::stderr().lock())?;
     if code != 0 {
         bail!("{test} ended with {code} in the lab");

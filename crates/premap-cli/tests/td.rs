@@ -133,3 +133,67 @@ fn a_code_file_alone_says_how_to_give_the_other_half() {
     refused(code, 1, &["--vars", code, "split CODE file"]);
     assert_eq!(measure(code, &format!("--vars {vars}")).code, Some(0));
 }
+
+#[test]
+fn a_td_runs_with_the_measured_value_and_no_exit_where_memory_is_mapped_ahead() {
+    let file = file("run.fd", &firmware());
+    let done = premap(&format!("td run {file} --memory 64M --profile proposal,combined,7.2 --json"));
+    assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""));
+    let json = json(&done);
+    let tds = json.as_array().expect("one for each profile");
+    let names: Vec<_> = tds.iter().map(|td| td["profile"].as_str().unwrap_or_default()).collect();
+    assert_eq!(names, ["proposal", "combined", "7.2"]);
+    // All of RAM but what the firmware has in it.
+    let pages = (64 << 20) / 4096 - 26;
+    for (td, exits) in tds.iter().zip([0, pages, 0]) {
+        assert_eq!(td["mrtd"].as_str(), Some(MRTD));
+        assert_eq!(td["accept"]["pages"].as_u64(), Some(pages));
+        assert_eq!(td["accept"]["exits"].as_u64(), Some(exits), "{}", td["profile"]);
+        assert_eq!(td["demand_exits"].as_u64(), Some(pages));
+        let calls = &td["seamcalls"];
+        let counts = ["TDH.MEM.PAGE.ADD", "TDH.MR.EXTEND", "TDH.MEM.PAGE.AUG", "TDH.MR.FINALIZE"];
+        assert_eq!(counts.map(|call| calls[call].as_u64()), [Some(538), Some(7680), Some(pages), Some(1)]);
+    }
+    let phases = |td: &Value| -> Vec<_> {
+        let phases = td["phases"].as_array().expect("phases").iter();
+        phases.map(|phase| (phase["name"].to_string(), phase["bytes"].as_u64().unwrap_or(0) / 4096)).collect()
+    };
+    let expected = |reserved, rest| {
+        [("init_vcpus", 0), ("reserve", reserved), ("add", 538), ("finalize", 0), ("map_rest", rest)]
+            .map(|(name, pages)| (format!("{name:?}"), pages))
+    };
+    assert_eq!(phases(&tds[0]), expected(538, pages));
+    assert_eq!(phases(&tds[1]), expected(0, 0));
+    assert_eq!(phases(&tds[2]), expected(0, pages));
+}
+
+#[test]
+fn without_mapping_ahead_each_page_costs_an_exit() {
+    let file = file("demand.fd", &firmware());
+    let done = premap(&format!("td run {file} --memory 16M --vcpus 1 --no-premap --json"));
+    let json = json(&done);
+    assert_eq!(json["accept"]["exits"], json["demand_exits"]);
+    assert!(json["demand_exits"].as_u64() > Some(4000));
+    let text = premap(&format!("td run {file} --memory 16M --vcpus 1"));
+    assert!(text.stdout.contains("0 exits") && text.stdout.contains(MRTD), "{}", text.stdout);
+}
+
+#[test]
+fn a_td_that_can_t_run_is_one_line() {
+    let file = file("bad.fd", &firmware());
+    let check = |flags: &str, code, expected: &str| {
+        let done = premap(&format!("td run {file} {flags}"));
+        assert_eq!((done.code, done.stdout.as_str()), (Some(code), ""), "{flags}");
+        assert!(
+            done.stderr.contains(expected) && done.stderr.lines().count() == 1,
+            "{flags}: {}",
+            done.stderr
+        );
+    };
+    check("--profile 6.12", 2, "--profile 6.12: no such profile with TDX");
+    check("--memory 0", 2, "--memory 0: no memory at all");
+    check("--memory 1M", 2, "--memory 1M: ");
+    check("--vcpus 0", 2, "--vcpus 0");
+    let done = premap("td run /nonexistent.fd");
+    assert_eq!((done.code, done.stderr.lines().count()), (Some(1), 1));
+}

@@ -155,8 +155,11 @@ impl Machine {
     /// Takes every mapping of these pages away, shared and private.
     pub(crate) fn unmap(&self, pages: &Range<Gfn>) {
         self.roots.unmap(pages);
-        if let Some(td) = &self.td {
-            td.unmap(pages);
+        if let Some(td) = &self.td
+            && td.unmap(pages).is_err()
+        {
+            // What KVM does about a bug, its own or the module's: KVM_BUG_ON.
+            self.kill();
         }
     }
 

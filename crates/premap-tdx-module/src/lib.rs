@@ -39,7 +39,7 @@ pub mod td;
 mod tlb;
 
 pub use config::{Config, ConfigError};
-pub use guest::{Guest, Stop};
+pub use guest::{Cause, EptViolation, Guest, Stop};
 pub use module::Module;
 pub use operand::{Level, PageInfo};
 pub use pamt::{PageRecord, PageType};

@@ -11,9 +11,9 @@ use crate::sparse::Sparse;
 use crate::td::Control;
 
 /// log2 of the pages whose bytes are made together: 64 KiB.
-const MEMORY_GROUP: u32 = 4;
+const MEMORY_GROUP: u32 = if cfg!(loom) { 0 } else { 4 };
 /// The same of what says whether a page is a TD's or a vCPU's root.
-const CONTROL_GROUP: u32 = 9;
+const CONTROL_GROUP: u32 = crate::operand::INDEX_BITS;
 
 /// The TDX module of a machine, and the machine's memory. Any number of threads call it at once.
 #[derive(Debug)]

@@ -209,7 +209,6 @@ impl Status {
 
     /// What happened.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "32 bits are left")]
     pub const fn class(self) -> Class {
         Class((self.0 >> 32) as u32)
     }

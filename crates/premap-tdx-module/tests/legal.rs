@@ -35,8 +35,11 @@ const OP_STATES: [(Seamcall, &[u32]); 21] = [
     (Seamcall::MemTrack, &[1, 2, 3, 4, 5, 6, 7, 8, 9]),
 ];
 
+/// A call, on a TD for which all was made ready.
+type Call = Box<dyn Fn(&Host, &Td) -> Outcome>;
+
 /// Makes a call for which everything but OP_STATE was made ready before.
-fn ready(host: &Host, call: Seamcall) -> (Td, Box<dyn Fn(&Host, &Td) -> Outcome + '_>) {
+fn ready(host: &Host, call: Seamcall) -> (Td, Call) {
     let page = at(GPA, Level::PT);
     let stage = match call {
         Seamcall::MngAddcx | Seamcall::MngInit => Stage::Allocated,
@@ -46,7 +49,7 @@ fn ready(host: &Host, call: Seamcall) -> (Td, Box<dyn Fn(&Host, &Td) -> Outcome 
     let td = host.td(stage);
     let tdr = td.tdr;
     let track = |level| host.block_and_track(tdr, GPA, level);
-    let make: Box<dyn Fn(&Host, &Td) -> Outcome> = match call {
+    let make: Call = match call {
         Seamcall::MngAddcx => Box::new(|host, td| host.module.mng_addcx(host.page(), td.tdr)),
         Seamcall::MngInit => {
             let params = premap_tdx_module::TdParams::default().to_bytes();

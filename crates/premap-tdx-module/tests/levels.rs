@@ -1,5 +1,4 @@
 //! Which levels each call takes, in TDs of four levels and of five; and where private memory ends.
-#![expect(clippy::unwrap_used, reason = "in a test the panic is the message")]
 
 mod common;
 

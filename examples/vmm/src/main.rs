@@ -2,10 +2,10 @@
 //!
 //! It makes a VM with two pieces of memory and one vCPU, maps the memory ahead, shows what became of it, and runs a guest
 //! that writes a word of every page. What premap adds to such a VMM is `map_ahead`, called when the slots are set and the
-//! vCPUs made, before the first `KVM_RUN`.
+//! vCPUs made, before the first `KVM_RUN`; or `map_meanwhile`, for a VMM that will not wait.
 //!
-//! Run it where there is a `/dev/kvm`: `cargo run -p example-vmm`, or `cargo xtask lab -- example-vmm` where there is none.
-//! With the argument `--demand` nothing is mapped ahead.
+//! `cargo run -p example-vmm` where there is a `/dev/kvm`, `cargo xtask lab -- example-vmm` where there is none; with
+//! `--background` the memory is mapped while the guest runs, with `--demand` not at all.
 // UNSAFETY: guest memory handed to KVM, and KVM's descriptors borrowed from their owners.
 #![expect(
     unsafe_code,
@@ -17,8 +17,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use anyhow::{Context, Result, bail, ensure};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use premap::{Engine, Plan, Touch, vm_memory::regions};
-use premap_kvm::Vcpu;
+use premap::{Background, Engine, Plan, Report, Touch, vm_memory::regions};
+use premap_kvm::{Vcpu, linux};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Two pieces, as the hole for devices below 4 GiB makes of any larger memory.
@@ -34,9 +34,7 @@ const CODE: [u8; 41] = [
     0xbf, 0x00, 0x00, 0x00, 0x40, // mov edi, 1 GiB
     0xb9, 0x00, 0x40, 0x00, 0x00, // mov ecx, 64 MiB / 4 KiB
     0xe8, 0x04, 0x00, 0x00, 0x00, // call fill
-    0xb0, b'!', // mov al, '!'
-    0xee, // out dx, al
-    0xf4, // hlt
+    0xb0, b'!', 0xee, 0xf4, // mov al, '!'; out dx, al; hlt
     // fill:
     0x89, 0x0f, // mov [edi], ecx
     0x01, 0xf7, // add edi, esi
@@ -46,8 +44,9 @@ const CODE: [u8; 41] = [
 
 fn main() -> Result<()> {
     let kvm = Kvm::new().context("opening /dev/kvm")?;
-    let vm = kvm.create_vm()?;
+    // Made before the VM, so dropped after it.
     let memory = GuestMemoryMmap::<()>::from_ranges(&MEMORY)?;
+    let vm = kvm.create_vm()?;
     for (slot, region) in (0..).zip(memory.iter()) {
         let region = kvm_userspace_memory_region {
             slot,
@@ -60,12 +59,21 @@ fn main() -> Result<()> {
         unsafe { vm.set_user_memory_region(region) }?;
     }
     memory.write_slice(&CODE, GuestAddress(ENTRY))?;
-    let mut vcpu = make_vcpu(&kvm, &vm)?;
+    let mut vcpu = make_vcpu(&kvm, &vm, 0)?;
 
-    if std::env::args().nth(1).as_deref() != Some("--demand") {
-        map_ahead(&vm, &vcpu, &memory)?;
+    match std::env::args().nth(1).as_deref() {
+        None => {
+            show(&map_ahead(&vm, &vcpu, &memory)?);
+            run(&mut vcpu)?;
+        }
+        Some("--background") => {
+            let background = map_meanwhile(&kvm, &vm, &memory)?;
+            run(&mut vcpu)?;
+            show(&background.join()?);
+        }
+        Some("--demand") => run(&mut vcpu)?,
+        Some(other) => bail!("{other} is not known; give --background, --demand or nothing"),
     }
-    run(&mut vcpu)?;
     // The code counts down to 1.
     let last: u32 = memory.read_obj(GuestAddress((1 << 30) + (64 << 20) - 4096))?;
     ensure!(last == 1, "the guest's last word is {last}: its memory is not what it wrote");
@@ -75,10 +83,22 @@ fn main() -> Result<()> {
 }
 
 /// All that premap asks of a VMM: its memory, and descriptors.
-fn map_ahead(vm: &VmFd, vcpu: &VcpuFd, memory: &GuestMemoryMmap) -> Result<()> {
-    let (vm, mut vcpus) = (premap_kvm::linux::Vm::new(borrow(vm)), [premap_vcpu(vcpu)]);
+fn map_ahead(vm: &VmFd, vcpu: &VcpuFd, memory: &GuestMemoryMmap) -> Result<Report> {
+    let (vm, mut vcpus) = (linux::Vm::new(borrow(vm)), [premap_vcpu(vcpu)]);
     let plan = Plan::new(regions(memory, Touch::Write)?)?;
-    let report = Engine::new().vm(&vm).run(&plan, &mut vcpus)?;
+    Ok(Engine::new().vm(&vm).run(&plan, &mut vcpus)?)
+}
+
+/// The same while the guest runs, on a vCPU that it never hears of. A VMM that changes its slots meanwhile closes the run's
+/// gate around that.
+fn map_meanwhile(kvm: &Kvm, vm: &VmFd, memory: &GuestMemoryMmap) -> Result<Background<'static>> {
+    let spare = borrow(&make_vcpu(kvm, vm, 1)?).try_clone_to_owned()?;
+    let plan = Plan::new(regions(memory, Touch::Write)?)?;
+    let vm = linux::Vm::new(borrow(vm));
+    Ok(Engine::new().vm(&vm).background(plan, vec![linux::Vcpu::new(spare)])?)
+}
+
+fn show(report: &Report) {
     for (name, stage) in [("host", report.host), ("second", report.second)] {
         println!("{name} stage: {} of {} bytes in {} calls", stage.mapped, report.asked, stage.calls);
     }
@@ -86,11 +106,10 @@ fn map_ahead(vm: &VmFd, vcpu: &VcpuFd, memory: &GuestMemoryMmap) -> Result<()> {
     for lost in &report.unmapped {
         println!("{:?} stage, {}: {}", lost.stage, lost.range, lost.reason);
     }
-    Ok(())
 }
 
-fn premap_vcpu(vcpu: &VcpuFd) -> premap_kvm::linux::Vcpu<BorrowedFd<'_>> {
-    premap_kvm::linux::Vcpu::new(borrow(vcpu))
+fn premap_vcpu(vcpu: &VcpuFd) -> linux::Vcpu<BorrowedFd<'_>> {
+    linux::Vcpu::new(borrow(vcpu))
 }
 
 fn borrow(owner: &impl AsRawFd) -> BorrowedFd<'_> {
@@ -104,8 +123,8 @@ fn faults(vcpu: &VcpuFd) -> Option<u64> {
 }
 
 /// A vCPU in 32-bit protected mode, flat and without paging, about to run the code.
-fn make_vcpu(kvm: &Kvm, vm: &VmFd) -> Result<VcpuFd> {
-    let vcpu = vm.create_vcpu(0)?;
+fn make_vcpu(kvm: &Kvm, vm: &VmFd, id: u64) -> Result<VcpuFd> {
+    let vcpu = vm.create_vcpu(id)?;
     vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
     let mut sregs = vcpu.get_sregs()?;
     let flat = kvm_segment { limit: u32::MAX, present: 1, s: 1, db: 1, g: 1, ..Default::default() };

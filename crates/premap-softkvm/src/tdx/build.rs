@@ -108,21 +108,39 @@ impl Td {
         self.built.set(built).map_err(|_| Errno::INVAL.into())
     }
 
-    /// MNG.CREATE, KEY.CONFIG, ADDCX, INIT.
+    /// A TD with a key, configured; or nothing of it is left.
     fn create(&self, params: &TdParams) -> Result<Built, TdxError> {
-        let (host, module) = (&self.host, &self.host.module);
+        let host = &self.host;
         let key = host.take_key()?;
-        let tdr = host.allocate()?;
-        insist(|| module.mng_create(tdr, key)).map_err(|failure| refused(&failure))?;
+        let tdr = host.allocate().inspect_err(|_| host.return_key(key))?;
+        let secure = Secure::new(Arc::clone(host), tdr);
+        let table = Table::with_mirror(Arc::default(), Levels::Four, secure);
+        let created = insist(|| host.module.mng_create(tdr, key));
+        let (Ok(table), Ok(())) = (table, created) else {
+            host.free(tdr);
+            host.return_key(key);
+            return Err(created.map_or_else(|failure| refused(&failure), |()| Errno::NOMEM.into()));
+        };
+        let built = Built { tdr, key, table, control: Mutex::default() };
+        match self.configure(&built, params) {
+            Ok(()) => Ok(built),
+            Err(error) => {
+                self.take_apart(built);
+                Err(error)
+            }
+        }
+    }
+
+    /// KEY.CONFIG, ADDCX, INIT.
+    fn configure(&self, built: &Built, params: &TdParams) -> Result<(), TdxError> {
+        let (host, module, tdr) = (&self.host, &self.host.module, built.tdr);
         for package in 0..module.packages() {
             insist(|| module.mng_key_config(tdr, Package(package))).map_err(|failure| refused(&failure))?;
         }
-        let secure = Secure::new(Arc::clone(host), tdr);
-        let table = Table::with_mirror(Arc::default(), Levels::Four, secure).map_err(|_| Errno::NOMEM)?;
-        let built = Built { tdr, key, table, control: Mutex::default() };
         for _ in 0..TDCS_PAGES {
             let page = host.allocate()?;
-            insist(|| module.mng_addcx(page, tdr)).map_err(|failure| refused(&failure))?;
+            let added = insist(|| module.mng_addcx(page, tdr)).inspect_err(|_| host.free(page));
+            added.map_err(|failure| refused(&failure))?;
             built.keep(page);
         }
         let source = host.allocate()?;
@@ -131,15 +149,10 @@ impl Td {
         module.host_write(source, &page).map_err(|_| Errno::IO)?;
         let initialised = insist(|| module.mng_init(tdr, source));
         host.free(source);
-        match initialised {
-            Ok(()) => Ok(built),
-            Err(failure) => {
-                // What was given so far is taken back as of any TD.
-                self.take_apart(built);
-                let errno = if failure.class() == Class::OPERAND_INVALID { Errno::INVAL } else { Errno::IO };
-                Err(TdxError { errno, hw_error: failure.status.raw() })
-            }
-        }
+        initialised.map_err(|failure| {
+            let errno = if failure.class() == Class::OPERAND_INVALID { Errno::INVAL } else { Errno::IO };
+            TdxError { errno, hw_error: failure.status.raw() }
+        })
     }
 
     /// `KVM_TDX_FINALIZE_VM`.

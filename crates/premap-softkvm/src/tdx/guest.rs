@@ -51,11 +51,13 @@ impl Td {
         }
         let module = &self.host.module;
         let tdvpr = self.host.allocate()?;
-        insist(|| module.vp_create(tdvpr, built.tdr)).map_err(|failure| refused(&failure))?;
+        let created = insist(|| module.vp_create(tdvpr, built.tdr)).inspect_err(|_| self.host.free(tdvpr));
+        created.map_err(|failure| refused(&failure))?;
         built.keep(tdvpr);
         for _ in 1..TDVPS_PAGES {
             let page = self.host.allocate()?;
-            insist(|| module.vp_addcx(page, tdvpr)).map_err(|failure| refused(&failure))?;
+            let added = insist(|| module.vp_addcx(page, tdvpr)).inspect_err(|_| self.host.free(page));
+            added.map_err(|failure| refused(&failure))?;
             built.keep(page);
         }
         let here = LogicalProcessor(id);

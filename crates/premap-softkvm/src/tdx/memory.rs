@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use premap_address::{Gfn, GpaRange, Hpa, PAGE_SIZE, PageSize, Pfn};
 use premap_kvm::Errno;
-use premap_mmu::{Attributes, Obstacle, Permissions, Present, SecureEpt, Stopped};
+use premap_mmu::{Attributes, Leaves, Obstacle, Permissions, Present, SecureEpt, Stopped};
 use premap_tdx::measure::CHUNK;
 use premap_tdx_module::{Failure, PageInfo};
 
@@ -63,13 +63,16 @@ impl Td {
         let built = self.built()?;
         let pages = in_block(gfn, pages);
         self.reservations.with(gfn, |block| {
-            let before = block.len();
             let mut failed = None;
+            let mut memory = self.host.supply(pages.end.number() - gfn.number());
+            // A leaf comes to be under the block's lock only, which is held.
+            let empty = built.table.query(range(&pages)) == Leaves::NONE;
             let done = built.table.fill(range(&pages), Present::Keep, valid, |gpa| {
-                let page = gpa.frame().number();
-                if failed.is_none() && !block.contains_key(&page) && built.table.walk(gpa).is_none() {
-                    match self.host.allocate() {
-                        Ok(memory) => _ = block.insert(page, memory),
+                let page = gpa.frame();
+                let wanted = block.get(page).is_none() && (empty || built.table.walk(gpa).is_none());
+                if failed.is_none() && wanted {
+                    match memory.next() {
+                        Ok(memory) => block.reserve(page, memory),
                         Err(errno) => failed = Some((page, errno)),
                     }
                 }
@@ -77,8 +80,8 @@ impl Td {
             });
             match failed {
                 None => progress(&pages, done.stopped).map_err(|error| error.errno),
-                Some((_, errno)) if block.len() == before => Err(errno),
-                Some((page, _)) => Ok(page - gfn.number()),
+                Some((page, errno)) if page == gfn => Err(errno),
+                Some((page, _)) => Ok(page.number() - gfn.number()),
             }
         })
     }
@@ -92,7 +95,7 @@ impl Td {
         let built = self.built()?;
         let gfn = addition.gfn;
         let added = self.reservations.with(gfn, |block| {
-            let memory = *block.get(&gfn.number()).ok_or(Errno::IO)?;
+            let memory = block.get(gfn).ok_or(Errno::IO)?;
             let mut refusal = None;
             let pages = in_block(gfn, 1);
             let done = built.table.fill(range(&pages), Present::Keep, valid, |gpa| {
@@ -110,7 +113,7 @@ impl Td {
             }
             let added = progress(&pages, done.stopped)? > 0;
             if added {
-                block.remove(&gfn.number());
+                block.take(gfn);
             }
             Ok(added)
         })?;
@@ -156,11 +159,12 @@ impl Td {
         let pages = in_block(gfn, pages);
         let mut last = None;
         let mut failed = None;
+        let mut supply = self.host.supply(pages.end.number() - gfn.number());
         let done = built.table.fill(range(&pages), Present::Keep, valid, |gpa| {
             if failed.is_some() || built.table.walk(gpa).is_some() {
                 return None;
             }
-            match self.host.allocate() {
+            match supply.next() {
                 Ok(memory) => {
                     last = Some(memory);
                     Some((memory.frame(), attributes()))

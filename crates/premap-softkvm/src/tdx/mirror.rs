@@ -89,11 +89,27 @@ impl Secure {
             return insist(remove);
         }
         self.kicks.fetch_add(1, Ordering::AcqRel);
-        let removed = insist(|| self.host.module.mem_range_block(page, self.tdr))
-            .and_then(|()| insist(|| self.host.module.mem_track(self.tdr)))
-            .and_then(|()| insist(remove));
+        let (module, tdr) = (&self.host.module, self.tdr);
+        let removed = insist(|| module.mem_range_block(page, tdr)).and_then(|()| {
+            let removed = insist(|| module.mem_track(tdr)).and_then(|()| insist(remove));
+            removed.inspect_err(|_| {
+                // It stays, so the guest may use it again. An entry can be unblocked once an epoch went by.
+                let unblocked = insist(|| module.mem_range_unblock(page, tdr)).or_else(|_| {
+                    insist(|| module.mem_track(tdr))
+                        .and_then(|()| insist(|| module.mem_range_unblock(page, tdr)))
+                });
+                debug_assert!(unblocked.is_ok(), "{unblocked:?}");
+            })
+        });
         self.kicks.fetch_sub(1, Ordering::AcqRel);
         removed
+    }
+
+    /// Takes a page back that the TD no longer has. One whose cache lines can't be written back is never used again.
+    fn reuse(&self, page: Hpa) {
+        if insist(|| self.host.module.phymem_page_wbinvd(page)).is_ok() {
+            self.host.free(page);
+        }
     }
 }
 
@@ -131,17 +147,15 @@ impl Mirror for Secure {
     fn remove_leaf(&self, gpa: Gpa, _: PageSize, pfn: Pfn) -> Result<(), Refusal> {
         let page = PageInfo::page(gpa);
         self.after_blocking(page, || self.host.module.mem_page_remove(page, self.tdr))?;
-        insist(|| self.host.module.phymem_page_wbinvd(pfn.address()))?;
-        self.host.free(pfn.address());
+        self.reuse(pfn.address());
         Ok(())
     }
 
     fn remove_table(&self, gpa: Gpa, level: u8, _: Pfn) -> Result<(), Refusal> {
         let entry = info(gpa, level);
         let table = self.after_blocking(entry, || self.host.module.mem_sept_remove(entry, self.tdr))?;
-        insist(|| self.host.module.phymem_page_wbinvd(table))?;
         self.tables().remove(&(gpa, level));
-        self.host.free(table);
+        self.reuse(table);
         Ok(())
     }
 }

@@ -27,6 +27,8 @@ mod memory;
 mod mirror;
 mod reservations;
 mod teardown;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use build::Td;
 pub use guest::Accepted;

@@ -10,8 +10,51 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use premap_address::{Gfn, Hpa, PageSize};
 
+/// The pages of a block.
+const PAGES: usize = PageSize::Size2M.pages() as usize;
+
 /// The reserved pages of 2 MiB.
-pub(super) type Block = HashMap<u64, Hpa>;
+#[derive(Debug)]
+pub(super) struct Block {
+    pages: [Option<Hpa>; PAGES],
+    count: u64,
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Self { pages: [None; PAGES], count: 0 }
+    }
+}
+
+impl Block {
+    fn page(&mut self, gfn: Gfn) -> &mut Option<Hpa> {
+        &mut self.pages[index(gfn)]
+    }
+
+    /// The memory that is set aside for a page.
+    pub(super) fn get(&self, gfn: Gfn) -> Option<Hpa> {
+        self.pages[index(gfn)]
+    }
+
+    /// Sets memory aside for a page that has none.
+    pub(super) fn reserve(&mut self, gfn: Gfn, memory: Hpa) {
+        let page = self.page(gfn);
+        debug_assert!(page.is_none(), "{gfn:?} is reserved");
+        *page = Some(memory);
+        self.count += 1;
+    }
+
+    /// Takes a reservation back.
+    pub(super) fn take(&mut self, gfn: Gfn) -> Option<Hpa> {
+        let memory = self.page(gfn).take();
+        self.count -= u64::from(memory.is_some());
+        memory
+    }
+}
+
+fn index(gfn: Gfn) -> usize {
+    usize::try_from(gfn.number()).unwrap_or(0) % PAGES
+}
 
 /// A VM's reservations.
 #[derive(Debug, Default)]
@@ -30,36 +73,32 @@ impl Reservations {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Runs `change` on the reservations, by page, of the block that holds `gfn`.
+    /// Runs `change` on the reservations of the block that holds `gfn`.
     pub(super) fn with<R>(&self, gfn: Gfn, change: impl FnOnce(&mut Block) -> R) -> R {
         let block = {
             let mut blocks = lock(&self.blocks);
             Arc::clone(blocks.entry(gfn.align_down(PageSize::Size2M).number()).or_default())
         };
         let mut block = lock(&block);
-        let before = block.len() as u64;
+        let before = block.count;
         let result = change(&mut block);
-        self.count.fetch_add((block.len() as u64).wrapping_sub(before), Ordering::AcqRel);
+        self.count.fetch_add(block.count.wrapping_sub(before), Ordering::AcqRel);
         result
     }
 
     /// Takes the reservations of pages back, and gives the memory that was set aside.
     pub(super) fn withdraw(&self, pages: &Range<Gfn>) -> Vec<Hpa> {
         let first = pages.start.align_down(PageSize::Size2M).number();
-        let blocks: Vec<u64> = lock(&self.blocks)
-            .keys()
-            .copied()
-            .filter(|block| (first..pages.end.number()).contains(block))
-            .collect();
-        let taken = |block| {
-            self.with(Gfn::new(block), |block| {
-                block
-                    .extract_if(|page, _| pages.contains(&Gfn::new(*page)))
-                    .map(|(_, page)| page)
-                    .collect::<Vec<_>>()
-            })
-        };
-        blocks.into_iter().flat_map(taken).collect()
+        let concerned = first..pages.end.number();
+        let blocks: Vec<u64> =
+            lock(&self.blocks).keys().copied().filter(|block| concerned.contains(block)).collect();
+        let mut taken = Vec::new();
+        for start in blocks {
+            let own =
+                (start..start + PageSize::Size2M.pages()).map(Gfn::new).filter(|gfn| pages.contains(gfn));
+            self.with(Gfn::new(start), |block| taken.extend(own.filter_map(|gfn| block.take(gfn))));
+        }
+        taken
     }
 }
 
@@ -71,10 +110,13 @@ mod tests {
     fn what_is_reserved_is_counted_and_taken_back_once() {
         let reservations = Reservations::default();
         for page in [5, 511, 512, 2000] {
-            reservations.with(Gfn::new(page), |block| block.insert(page, Hpa::new(page << 12)));
+            let (gfn, memory) = (Gfn::new(page), Hpa::new(page << 12));
+            reservations.with(gfn, |block| block.reserve(gfn, memory));
         }
         assert_eq!(reservations.count(), 4);
-        reservations.with(Gfn::new(5), |block| assert_eq!(block.remove(&5), Some(Hpa::new(5 << 12))));
+        let five = Gfn::new(5);
+        reservations.with(five, |block| assert_eq!(block.get(five), Some(Hpa::new(5 << 12))));
+        reservations.with(five, |block| assert_eq!(block.take(five), Some(Hpa::new(5 << 12))));
         let mut taken = reservations.withdraw(&(Gfn::new(500)..Gfn::new(2000)));
         taken.sort();
         assert_eq!(taken, [Hpa::new(511 << 12), Hpa::new(512 << 12)]);

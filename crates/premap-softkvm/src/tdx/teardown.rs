@@ -4,28 +4,35 @@ use std::ops::Range;
 use std::sync::PoisonError;
 
 use premap_address::{Gfn, Gpa, GpaRange, Hpa, PAGE_SIZE};
-use premap_mmu::Edges;
+use premap_kvm::Errno;
+use premap_mmu::{Edges, Obstacle};
 
 use super::build::{Built, Td};
 use super::errors::insist;
 
 impl Td {
     /// Takes pages from the TD, for what the host took away or made shared. Their content is lost.
-    pub(crate) fn unmap(&self, pages: &Range<Gfn>) {
+    ///
+    /// # Errors
+    /// EIO: the module refuses to give one back. The VM is of no use then.
+    pub(crate) fn unmap(&self, pages: &Range<Gfn>) -> Result<(), Errno> {
         self.reservations.withdraw(pages).into_iter().for_each(|page| self.host.free(page));
-        let Some(built) = self.built.get() else { return };
+        let Some(built) = self.built.get() else { return Ok(()) };
         let count = pages.end.number().saturating_sub(pages.start.number());
-        let Ok(range) = GpaRange::try_new(pages.start.address(), count * PAGE_SIZE) else { return };
-        let mut rest = Some(range);
+        let mut rest = GpaRange::try_new(pages.start.address(), count * PAGE_SIZE).ok();
         while let Some(range) = rest {
             let done = built.table.unmap(range, Edges::Whole);
             done.flush.complete_by_waiting();
-            // The module was busy, or a walk is under way.
-            rest = done.stopped.and_then(|stopped| {
-                std::thread::yield_now();
-                GpaRange::try_new(stopped.gpa, range.end().raw().checked_sub(stopped.gpa.raw())?).ok()
-            });
+            let Some(stopped) = done.stopped else { break };
+            if let Obstacle::Refused(_) = stopped.obstacle {
+                // The mirror waits out a busy module by itself.
+                return Err(Errno::IO);
+            }
+            std::thread::yield_now();
+            let left = range.end().raw().saturating_sub(stopped.gpa.raw());
+            rest = GpaRange::try_new(stopped.gpa, left).ok();
         }
+        Ok(())
     }
 
     /// VPFLUSHDONE, KEY.FREEID, RECLAIM. The vCPUs were flushed when they went.

@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::memslots::{Change, Limits, Slot, Snapshot, plan};
 
 impl Machine {
-    pub(super) fn set_memory_region(&self, region: &kvm_userspace_memory_region2) -> Result<(), Errno> {
+    pub(crate) fn set_memory_region(&self, region: &kvm_userspace_memory_region2) -> Result<(), Errno> {
         let _changing = self.slots.lock();
         let slots = self.slots.current();
         let limits = Limits { gpa_end: self.gpa_end(), private_memory: self.has_private_memory() };

@@ -86,3 +86,54 @@ mod tests {
         assert!(lock.try_shared().is_some());
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom {
+    use ::loom::sync::Arc;
+    use ::loom::thread;
+
+    use super::*;
+
+    /// Runs a holder of each kind side by side, and tells which had the lock; what the one changes the other never sees half
+    /// done.
+    #[test]
+    fn one_who_is_alone_is_alone_and_one_of_two_always_gets_it() {
+        ::loom::model(|| {
+            let lock = Arc::new((Sharex::new(), AtomicU64::new(0)));
+            let shared = lock.clone();
+            let other = thread::spawn(move || {
+                let held = shared.0.try_shared();
+                held.inspect(|_| assert_eq!(shared.1.load(Ordering::Relaxed) % 2, 0)).is_some()
+            });
+            let held = lock.0.try_exclusive();
+            let alone = held.is_some();
+            if alone {
+                lock.1.store(1, Ordering::Relaxed);
+                lock.1.store(2, Ordering::Relaxed);
+            }
+            drop(held);
+            assert!(other.join().unwrap_or_default() || alone);
+            assert!(lock.0.try_exclusive().is_some());
+        });
+    }
+
+    #[test]
+    fn two_cannot_both_be_alone() {
+        ::loom::model(|| {
+            let lock = Arc::new((Sharex::new(), AtomicU64::new(0)));
+            let take = |lock: &(Sharex, AtomicU64)| {
+                let held = lock.0.try_exclusive();
+                if held.is_some() {
+                    assert_eq!(lock.1.load(Ordering::Relaxed) % 2, 0);
+                    lock.1.store(1, Ordering::Relaxed);
+                    lock.1.store(2, Ordering::Relaxed);
+                }
+                held.is_some()
+            };
+            let shared = lock.clone();
+            let other = thread::spawn(move || take(&shared));
+            let one = take(&lock);
+            assert!(other.join().unwrap_or_default() || one);
+        });
+    }
+}

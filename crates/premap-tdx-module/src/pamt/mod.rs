@@ -29,8 +29,8 @@ pub(crate) use entry::{Claim, Entry, Unclaimable};
 pub use entry::{PageRecord, PageType};
 pub(crate) use run::Run;
 
-/// log2 of the pages whose entries are made together: those of 2 MiB.
-const GROUP: u32 = 9;
+/// log2 of the pages whose entries are made together: those of a page of 2 MiB.
+const GROUP: u32 = crate::operand::INDEX_BITS;
 
 /// The entries of all pages in TDMRs.
 #[derive(Debug)]

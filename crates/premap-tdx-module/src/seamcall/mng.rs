@@ -1,7 +1,6 @@
 //! A TD's beginning: MNG.CREATE, KEY.CONFIG, ADDCX, INIT.
 
 use premap_address::{Hpa, PAGE_SIZE};
-use premap_tdx::Mrtd;
 
 use super::{Outcome, Seamcall};
 use crate::Module;
@@ -83,16 +82,8 @@ impl Module {
         self.perform(Seamcall::MngAddcx, || {
             let sole = self.td_alone(tdr, Operand::RDX)?;
             let td = sole.td();
+            td.check_keys()?;
             let pages = td.tdcx.load(Ordering::Acquire);
-            if pages < TDCS_PAGES {
-                // The first pages are what check_built finds missing.
-                match td.check_built() {
-                    Err(status) if status.class() != Class::TDCS_NOT_ALLOCATED => return Err(status.into()),
-                    _ => {}
-                }
-            } else {
-                td.check_built()?;
-            }
             if pages >= MAX_TDCS_PAGES {
                 return Err(Class::TDCX_NUM_INCORRECT.status().into());
             }
@@ -125,12 +116,11 @@ impl Module {
             let invalid = Class::OPERAND_INVALID.on(Operand::RDX);
             let address = self.keys.shared(td_params, TdParams::BYTES as u64).ok_or(invalid)?;
             let page = self.page_as_host_sees_it(address.frame()).ok_or(invalid)?;
-            #[expect(clippy::cast_possible_truncation, reason = "below a page's size")]
             let offset = (address.raw() % PAGE_SIZE) as usize;
             let bytes = page[offset..].first_chunk().ok_or(invalid)?;
             td.configure(TdParams::from_bytes(bytes).map_err(Status::from)?);
             td.epochs.reset();
-            *exclusive(&td.measured) = Measured::Running(Mrtd::new());
+            *exclusive(&td.measured) = Measured::Running(Box::default());
             td.set_op_state(OpState::Initialized);
             Ok(())
         })

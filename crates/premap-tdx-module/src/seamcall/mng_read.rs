@@ -48,7 +48,7 @@ impl Module {
         self.perform(Seamcall::MngRd, || {
             let admitted = self.td_shared(tdr, Operand::RCX)?.ready_for(Seamcall::MngRd)?;
             let td = admitted.td;
-            let params = exclusive(&td.params);
+            let params = exclusive(&td.params).clone();
             Ok(match field {
                 TdField::LifecycleState => td.lifecycle() as u64,
                 TdField::ChildCount => td.children.sum(),

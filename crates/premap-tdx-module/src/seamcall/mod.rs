@@ -2,7 +2,7 @@
 //! (`mr`), the host's pages (`phymem`).
 //!
 //! Each is a method of [`Module`](crate::Module), named as the call, that takes what the registers hold and gives what they hold afterwards.
-//! All go through [`Module::perform`](crate::Module::perform), which counts them and fails those that a test wants to fail.
+//! All go through `Module::perform`, which counts them and fails those that a test wants to fail.
 
 mod count;
 mod mem_add;

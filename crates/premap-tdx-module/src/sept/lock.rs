@@ -60,14 +60,17 @@ impl Locked<'_> {
     pub(crate) fn publish(&mut self, value: Value) {
         self.value = value;
         // Ordered with what the caller looks at next: who walks meanwhile, which epoch it is.
-        self.word.store(value.raw() | LOCK, Ordering::SeqCst);
+        self.word.swap(value.raw() | LOCK, Ordering::SeqCst);
     }
 
     /// Publishes a new value and gives the entry back.
     #[inline]
     pub(crate) fn set(self, value: Value) {
         match self.by {
-            Side::Host => self.word.store(value.raw(), Ordering::Release),
+            // Exchanged and not stored: others set bits here meanwhile, and a store's place among those is hard to reason about.
+            Side::Host => {
+                self.word.swap(value.raw(), Ordering::Release);
+            }
             // A host that asked meanwhile shall have the lock next.
             Side::Guest => {
                 let mut seen = self.word.load(Ordering::Relaxed);

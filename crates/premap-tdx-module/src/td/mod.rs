@@ -5,7 +5,7 @@
 //!  OP_STATE:                     uninitialized --MNG.INIT--> initialized --MR.FINALIZE--> runnable
 //! ```
 //!
-//! A [`Td`] belongs to the page that is its TDR, a [`Vcpu`] to its TDVPR: each such page keeps one for good, and a new TD
+//! A `Td` belongs to the page that is its TDR, a `Vcpu` to its TDVPR: each such page keeps one for good, and a new TD
 //! or vCPU in it starts it over. So finding a TD is finding its page.
 
 mod admit;
@@ -76,7 +76,7 @@ impl Control {
 pub(crate) enum Measured {
     #[default]
     Not,
-    Running(Mrtd),
+    Running(Box<Mrtd>),
     Final(Digest),
 }
 
@@ -210,18 +210,32 @@ impl Td {
         gpa.raw() >> shared_bit == 0
     }
 
-    /// The first thing that keeps calls on the TD's memory and vCPUs from it.
+    /// Whether the TD is alive and has its keys.
+    ///
+    /// # Errors
+    /// TD_FATAL; TD_KEYS_NOT_CONFIGURED.
     #[inline]
-    pub(crate) fn check_built(&self) -> Result<(), Status> {
+    pub(crate) fn check_keys(&self) -> Result<(), Status> {
         if self.is_fatal() {
             Err(Class::TD_FATAL.status())
         } else if self.lifecycle() != Lifecycle::KeysConfigured {
             Err(Class::TD_KEYS_NOT_CONFIGURED.status())
-        } else if self.tdcx.load(Ordering::Acquire) < TDCS_PAGES {
-            Err(Class::TDCS_NOT_ALLOCATED.status())
         } else {
             Ok(())
         }
+    }
+
+    /// Whether the TD has its control pages too.
+    ///
+    /// # Errors
+    /// As for [`check_keys`](Self::check_keys); TDCS_NOT_ALLOCATED.
+    #[inline]
+    pub(crate) fn check_built(&self) -> Result<(), Status> {
+        self.check_keys()?;
+        if self.tdcx.load(Ordering::Acquire) < TDCS_PAGES {
+            return Err(Class::TDCS_NOT_ALLOCATED.status());
+        }
+        Ok(())
     }
 
     /// The MRTD: what it is so far, or for good.
