@@ -112,7 +112,7 @@ impl LinuxMachine {
         Lent { vm: linux::Vm::new(&self.vm), vcpus: self.vcpus.iter().map(linux::Vcpu::new).collect() }
     }
 
-    /// Runs the guest up to its end.
+    /// Runs the guest up to its end, a thread a vCPU. The process's first real-time signal is taken for calling them back.
     ///
     /// # Errors
     /// A vCPU that leaves the guest for a reason that this machine has no answer to, or a KVM without statistics.

@@ -55,6 +55,11 @@
 //! }
 //! ```
 //!
+//! # What comes first
+//!
+//! A [`Plan`]'s order is the caller's. [`working_set`] records what a guest touches, keeps it in a file, and puts the next
+//! VM's memory in that order.
+//!
 //! # What a VMM must allow
 //!
 //! The VMM's seccomp filter must allow `ioctl` with request 0xc040aed5, and `madvise` with advice 22 and 23, on the
