@@ -1,11 +1,17 @@
-//! The lab suite: the workspace's tests that need a kernel, and the acceptance cases, on each kernel.
+//! The lab suite: the workspace's tests that need a kernel, and the acceptance cases, on each kernel; and one boot of an
+//! unchanged VMM without and with `premap exec`.
+//!
+//! Counts that fall short fail it. Times that do are measured again and told, and fail it only where `PREMAP_REQUIRE_TIMES=1`
+//! says that the machine is quiet.
 
 use std::io::{self, Write};
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::acceptance::{self, ATTEMPTS, Case, Kind, Run};
+use crate::exec_check;
 use crate::lab::boot::{Boot, Job};
 use crate::lab::kernel::Line;
 use crate::lab::machine::Machine;
@@ -26,7 +32,7 @@ const CASE_LIMIT: Duration = Duration::from_secs(300);
 ///
 /// What fell short, or why the lab can't run where `PREMAP_REQUIRE_LAB=1` demands it.
 pub(crate) fn run(lines: &[Line]) -> Result<()> {
-    let required = std::env::var_os("PREMAP_REQUIRE_LAB").is_some_and(|value| value == "1");
+    let required = is_set("PREMAP_REQUIRE_LAB");
     let lab = match Lab::prepare(lines) {
         Ok(lab) => lab,
         Err(error) if required => {
@@ -53,15 +59,37 @@ pub(crate) fn run(lines: &[Line]) -> Result<()> {
         run_test(&mut boot, &[EXAMPLE])?;
         run_test(&mut boot, &[EXAMPLE, "--background"])?;
         compare(&mut boot)?;
-        let mut failed = 0;
+        let mut short = Short::default();
         for case in acceptance::cases() {
-            failed += run_case(&mut boot, &case)?;
+            short += run_case(&mut boot, &case)?;
         }
-        if failed > 0 {
-            bail!("{failed} of premap's acceptance checks failed on Linux {}", kernel.release);
+        if short.counts > 0 || (short.times > 0 && is_set("PREMAP_REQUIRE_TIMES")) {
+            let all = short.counts + short.times;
+            bail!("{all} of premap's acceptance checks failed on Linux {}", kernel.release);
+        }
+        if short.times > 0 {
+            println!("{} times fell short on Linux {}, see above", short.times, kernel.release);
         }
     }
-    Ok(())
+    exec_check::run_in_suite(&lab)
+}
+
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value == "1")
+}
+
+/// How many expectations fell short.
+#[derive(Clone, Copy, Debug, Default)]
+struct Short {
+    counts: usize,
+    times: usize,
+}
+
+impl AddAssign for Short {
+    fn add_assign(&mut self, other: Self) {
+        self.counts += other.counts;
+        self.times += other.times;
+    }
 }
 
 fn run_test(boot: &mut Boot, command: &[&str]) -> Result<()> {
@@ -90,8 +118,8 @@ fn compare(boot: &mut Boot) -> Result<()> {
     Ok(())
 }
 
-/// Runs a case, again if only times fell short, and returns how many expectations failed.
-fn run_case(boot: &mut Boot, case: &Case) -> Result<usize> {
+/// Runs a case, again if only times fell short.
+fn run_case(boot: &mut Boot, case: &Case) -> Result<Short> {
     println!("acceptance: {}", case.name);
     for command in &case.before {
         run_premap(boot, command)?;
@@ -127,7 +155,7 @@ fn run_case(boot: &mut Boot, case: &Case) -> Result<usize> {
             println!("  {word:6} {} ({figures})", expectation.what);
         }
         if wrong > 0 || slow == 0 || attempt == ATTEMPTS {
-            return Ok(wrong + slow);
+            return Ok(Short { counts: wrong, times: slow });
         }
         attempt += 1;
         println!("  times fell short: measuring again, attempt {attempt} of {ATTEMPTS}");

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::lab::boot::{Boot, Job};
-use crate::lab::kernel::Line;
+use crate::lab::kernel::{Kernel, Line};
 use crate::lab::machine::Machine;
 use crate::lab::{Lab, guest, nested, note};
 use verdict::{Outcome, Side, Verdict};
@@ -25,6 +25,8 @@ use verdict::{Outcome, Side, Verdict};
 /// The VMM's guest memory.
 const MEMORY: &str = "256M";
 const REPORT: &str = "/run/report.jsonl";
+/// Seconds that one boot may take in the suite, on whatever machine that runs.
+const SUITE_LIMIT: u64 = 600;
 /// Unpacking is quick; an emulated machine on a busy host is not.
 const UNPACK_LIMIT: Duration = Duration::from_secs(120);
 
@@ -51,7 +53,10 @@ pub(crate) struct Options {
 /// Runs the check and prints what it found.
 pub(crate) fn run_command(options: &Options) -> ExitCode {
     let lab = Lab::prepare(std::slice::from_ref(&options.kernel)).context("the lab cannot be prepared");
-    let verdict = lab.and_then(|lab| check(&lab, options));
+    let verdict = lab.and_then(|lab| {
+        let kernel = lab.kernels.iter().find(|kernel| options.kernel.takes(&kernel.release));
+        check(&lab, kernel.context("no such kernel was prepared")?, options)
+    });
     match verdict.and_then(|verdict| print(&verdict, options).map(|()| verdict)) {
         Ok(verdict) => match verdict.shortfall() {
             None => ExitCode::SUCCESS,
@@ -67,14 +72,32 @@ pub(crate) fn run_command(options: &Options) -> ExitCode {
     }
 }
 
+/// One boot without premap and one with it, on the first of the lab's kernels.
+///
+/// # Errors
+///
+/// What fell short.
+pub(crate) fn run_in_suite(lab: &Lab) -> Result<()> {
+    println!("\n-- an unchanged VMM");
+    let kernel = lab.kernels.first().context("the lab has no kernel")?;
+    let options = Options {
+        boots: 1,
+        kernel: Line::Series(kernel.release.clone()),
+        timeout: SUITE_LIMIT,
+        machine: None,
+        json: false,
+    };
+    let verdict = check(lab, kernel, &options)?;
+    print(&verdict, &options)?;
+    verdict.shortfall().map_or(Ok(()), |why| bail!("exec-check failed: {why}"))
+}
+
 fn print(verdict: &Verdict, options: &Options) -> Result<()> {
     let text = if options.json { serde_json::to_string_pretty(verdict)? } else { verdict.to_string() };
     writeln!(io::stdout().lock(), "{text}").context("cannot write to standard output")
 }
 
-fn check(lab: &Lab, options: &Options) -> Result<Verdict> {
-    let kernel = lab.kernels.iter().find(|kernel| options.kernel.takes(&kernel.release));
-    let kernel = kernel.context("no such kernel was prepared")?;
+fn check(lab: &Lab, kernel: &Kernel, options: &Options) -> Result<Verdict> {
     let archive = lab.directory.join(format!("vmm-{}.cpio", std::process::id()));
     let packed = nested::pack(lab, &build()?, &archive)?;
     let boot = Boot::start(lab, kernel, &Machine::default(), &[packed]);
