@@ -128,6 +128,8 @@ mod tests {
     use crate::memory::Region;
     use crate::plan::Plan;
     use premap_address::{Gpa, Hva, PAGE_SIZE};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
     const PAGES: u64 = 16;
@@ -139,11 +141,7 @@ mod tests {
     /// Populates 16 pages of which some were spoilt, and gives the pages that failed, each with its errno.
     fn check(spoil: impl Fn(u64, *mut std::ffi::c_void), bad: &[u64], touch: Touch, expected: Errno) {
         let len = bytes(PAGES);
-        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
-        let base = unsafe {
-            mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
-        }
-        .unwrap();
+        let base = mapped_apart(len);
         for page in bad {
             spoil(*page, base.wrapping_byte_add(bytes(*page)));
         }
@@ -169,6 +167,15 @@ mod tests {
         assert_eq!(populated.present.iter().map(|range| range.bytes()).sum::<u64>(), report.host.mapped);
         // SAFETY: the mapping is the test's own and nothing refers to it any more.
         unsafe { munmap(base, len) }.unwrap();
+    }
+
+    /// Memory where the kernel, which gives addresses out from the top, puts no mapping of another thread into its holes.
+    fn mapped_apart(len: usize) -> *mut std::ffi::c_void {
+        static NEXT: AtomicUsize = AtomicUsize::new(1 << 36);
+        let at = std::ptr::without_provenance_mut(NEXT.fetch_add(2 * len, Ordering::Relaxed));
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
+        // SAFETY: a new mapping, made only where there is none.
+        unsafe { mmap_anonymous(at, len, ProtFlags::READ | ProtFlags::WRITE, flags) }.unwrap()
     }
 
     fn unmap(_: u64, page: *mut std::ffi::c_void) {
