@@ -192,6 +192,13 @@ pub trait TdVcpu: Vcpu {
         region: &mut kvm_tdx_init_mem_region,
         flags: u32,
     ) -> Result<(), TdxError>;
+
+    /// `KVM_TDX_GET_CPUID`: CPUID as the TD sees it. On entry `nent` says for how many leaves there is room, afterwards how many
+    /// there are.
+    ///
+    /// # Errors
+    /// E2BIG: there are more than there is room for; `nent` says how many. EINVAL: no TD, or not initialised.
+    fn tdx_get_cpuid(&mut self, cpuid: &mut tdx_cpuid) -> Result<(), TdxError>;
 }
 
 impl<V: TdVcpu + ?Sized> TdVcpu for &mut V {
@@ -205,6 +212,10 @@ impl<V: TdVcpu + ?Sized> TdVcpu for &mut V {
         flags: u32,
     ) -> Result<(), TdxError> {
         (**self).tdx_init_mem_region(region, flags)
+    }
+
+    fn tdx_get_cpuid(&mut self, cpuid: &mut tdx_cpuid) -> Result<(), TdxError> {
+        (**self).tdx_get_cpuid(cpuid)
     }
 }
 

@@ -13,7 +13,7 @@ use premap_kvm::abi::{
     KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_create_guest_memfd, kvm_memory_attributes,
     kvm_userspace_memory_region2,
 };
-use premap_kvm::tdx::{TdVcpu, TdVm, TdxError, kvm_tdx_init_mem_region, kvm_tdx_init_vm};
+use premap_kvm::tdx::{TdVcpu, TdVm, TdxError, kvm_tdx_init_mem_region, kvm_tdx_init_vm, tdx_cpuid};
 use premap_kvm::{Errno, Vm};
 use premap_softkvm::tdx::{Accepted, TdxHost};
 use premap_softkvm::{GuestFault, GuestMemfd, Profile, SoftConfig, SoftVcpu, SoftVm, VmType};
@@ -214,7 +214,10 @@ fn each_command_has_the_kernel_s_errno() {
     assert_eq!(errno(vm.tdx_init_vm(&kvm_tdx_init_vm { attributes: 1 << 40, ..good })), Errno::INVAL);
     let no_sse = vm.tdx_init_vm(&kvm_tdx_init_vm { xfam: 1, ..good }).unwrap_err();
     assert!(no_sse.errno == Errno::INVAL && no_sse.hw_error >> 32 == 0xc000_0100, "{no_sse}");
-    vm.tdx_init_vm(&good).unwrap();
+    let mut with_cpuid = good;
+    with_cpuid.cpuid.nent = 2;
+    with_cpuid.cpuid.entries[1].function = 7;
+    vm.tdx_init_vm(&with_cpuid).unwrap();
     assert_eq!(errno(vm.tdx_init_vm(&good)), Errno::INVAL);
     assert_eq!(errno(vm.tdx_finalize_vm()), Errno::INVAL, "no vCPU");
     let mut vcpu = vm.create_vcpu(0).unwrap();
@@ -222,6 +225,10 @@ fn each_command_has_the_kernel_s_errno() {
     assert_eq!(errno(vcpu.tdx_init_mem_region(&mut region, 0)), Errno::INVAL, "the vCPU is not initialised");
     vcpu.tdx_init_vcpu(0).unwrap();
     assert_eq!(errno(vcpu.tdx_init_vcpu(0)), Errno::INVAL);
+    let mut cpuid = tdx_cpuid { nent: 1, ..Default::default() };
+    assert_eq!((errno(vcpu.tdx_get_cpuid(&mut cpuid)), cpuid.nent), (Errno::TOOBIG, 2));
+    vcpu.tdx_get_cpuid(&mut cpuid).unwrap();
+    assert_eq!((cpuid.nent, cpuid.entries[1].function), (2, 7));
     drop((vcpu, vm));
 
     let mut td = Td::new(Profile::V7_2, 1);

@@ -10,7 +10,7 @@ use premap::td::{Launch, LaunchError, LaunchReport, Phase, Piece};
 use premap::{Gpa, GpaRange, Reason, Stop, Unsupported};
 use premap_kvm::abi::{kvm_enable_cap, kvm_pre_fault_memory, kvm_userspace_memory_region};
 use premap_kvm::tdx::{
-    TdVcpu, TdVm, TdxError, kvm_tdx_capabilities, kvm_tdx_init_mem_region, kvm_tdx_init_vm,
+    TdVcpu, TdVm, TdxError, kvm_tdx_capabilities, kvm_tdx_init_mem_region, kvm_tdx_init_vm, tdx_cpuid,
 };
 use premap_kvm::{Errno, Result, Stats, Vcpu, Vm};
 
@@ -160,6 +160,10 @@ impl TdVcpu for TdCpu {
             region.nr_pages -= 1;
         }
         Ok(())
+    }
+
+    fn tdx_get_cpuid(&mut self, _: &mut tdx_cpuid) -> std::result::Result<(), TdxError> {
+        Err(Errno::INVAL.into())
     }
 }
 

@@ -11,7 +11,7 @@ use super::{Vcpu, Vm};
 use crate::abi;
 use crate::tdx::{
     MOST_CPUID_ENTRIES, TdVcpu, TdVm, TdxCommand, TdxError, kvm_tdx_capabilities, kvm_tdx_cmd,
-    kvm_tdx_init_mem_region, kvm_tdx_init_vm,
+    kvm_tdx_init_mem_region, kvm_tdx_init_vm, tdx_cpuid,
 };
 
 /// Runs a command.
@@ -69,5 +69,12 @@ impl<F: AsFd> TdVcpu for Vcpu<F> {
         // SAFETY: the struct is writable. What lies at its source address is read by the kernel, which tells by EFAULT
         // where nothing does.
         unsafe { command(&self.0, TdxCommand::InitMemRegion, flags, data) }
+    }
+
+    fn tdx_get_cpuid(&mut self, cpuid: &mut tdx_cpuid) -> Result<(), TdxError> {
+        cpuid.nent = cpuid.nent.min(u32::try_from(MOST_CPUID_ENTRIES).unwrap_or(u32::MAX));
+        let data = ptr::from_mut(cpuid).expose_provenance() as u64;
+        // SAFETY: the struct is writable, and has room for as many leaves as it says.
+        unsafe { command(&self.0, TdxCommand::GetCpuid, 0, data) }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use kvm_bindings::kvm_cpuid_entry2;
 use premap_address::Hpa;
 use premap_kvm::Errno;
 use premap_kvm::tdx::{TdxError, kvm_tdx_init_vm};
@@ -36,6 +37,8 @@ pub(super) struct Built {
     pub(super) tdr: Hpa,
     pub(super) key: Hkid,
     pub(super) table: Table,
+    /// CPUID as the VMM set it.
+    pub(super) cpuid: Vec<kvm_cpuid_entry2>,
     /// Pages of the TD's and its vCPUs' control structures, the TDR left out.
     pub(super) control: Mutex<Vec<Hpa>>,
 }
@@ -105,7 +108,8 @@ impl Td {
             mrownerconfig: bytes(init.mrownerconfig),
             ..TdParams::default()
         };
-        let built = self.create(&params)?;
+        let mut built = self.create(&params)?;
+        built.cpuid.extend(init.cpuid.entries.iter().take(init.cpuid.nent as usize));
         self.built.set(built).map_err(|_| Errno::INVAL.into())
     }
 
@@ -122,7 +126,7 @@ impl Td {
             host.return_key(key);
             return Err(created.map_or_else(|failure| refused(&failure), |()| Errno::NOMEM.into()));
         };
-        let built = Built { tdr, key, table, control: Mutex::default() };
+        let built = Built { tdr, key, table, cpuid: Vec::new(), control: Mutex::default() };
         match self.configure(&built, params) {
             Ok(()) => Ok(built),
             Err(error) => {

@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use kvm_bindings::kvm_cpuid_entry2;
 use premap_address::{Gfn, Gpa, GpaRange, PAGE_SIZE};
 use premap_kvm::Errno;
 use premap_kvm::tdx::{
     KVM_TDX_MEASURE_MEMORY_REGION, TdVcpu, TdVm, TdxError, kvm_tdx_capabilities, kvm_tdx_init_mem_region,
-    kvm_tdx_init_vm,
+    kvm_tdx_init_vm, tdx_cpuid,
 };
 use premap_tdx::Digest;
 
@@ -120,6 +121,21 @@ impl TdVcpu for SoftVcpu {
         }
         Ok(())
     }
+
+    fn tdx_get_cpuid(&mut self, cpuid: &mut tdx_cpuid) -> Result<(), TdxError> {
+        self.machine.check_alive()?;
+        let built = self.machine.td()?.built()?;
+        Ok(copy_cpuid(&built.cpuid, cpuid)?)
+    }
+}
+
+/// Gives the leaves, if there is room for them.
+fn copy_cpuid(from: &[kvm_cpuid_entry2], cpuid: &mut tdx_cpuid) -> Result<(), Errno> {
+    let room = cpuid.entries.len().min(cpuid.nent as usize);
+    cpuid.nent = u32::try_from(from.len()).unwrap_or(u32::MAX);
+    let room = cpuid.entries[..room].get_mut(..from.len()).ok_or(Errno::TOOBIG)?;
+    room.copy_from_slice(from);
+    Ok(())
 }
 
 impl Machine {
