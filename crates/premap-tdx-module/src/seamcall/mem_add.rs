@@ -2,14 +2,24 @@
 
 use premap_address::{Hpa, PAGE_SIZE, Pfn};
 
+use super::mem_entry::Open;
 use super::{EntryInfo, Failure, Outcome, Seamcall};
 use crate::Module;
 use crate::operand::{Level, PageInfo};
 use crate::pamt::{PageRecord, PageType};
 use crate::phymem::Page;
-use crate::sept::{EntryState, Value, clear_table, lock_by_host};
+use crate::sept::{EntryState, States, Value, clear_table, lock_by_host};
 use crate::status::{Class, Operand, Status};
 use crate::td::{Measured, exclusive};
+
+/// What became of a table's page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Table {
+    /// It is a table now.
+    Added,
+    /// There was a table, and the page is free.
+    Kept,
+}
 
 impl Module {
     /// TDH.MEM.SEPT.ADD (RCX = page, RDX = TDR, R8 = table): links a free page as the table below an entry that is free.
@@ -20,15 +30,34 @@ impl Module {
     /// Those of the TDR (RDX) and of a TD that is not ready; OPERAND_INVALID (RCX); OPERAND_BUSY (SEPT_TREE, SEPT_ENTRY);
     /// EPT_WALK_FAILED (RCX); EPT_ENTRY_STATE_INCORRECT (RCX); those of the table (R8).
     pub fn mem_sept_add(&self, page: PageInfo, tdr: Hpa, table: Hpa) -> Outcome {
-        self.perform(Seamcall::MemSeptAdd, || {
-            let open = self.open(Seamcall::MemSeptAdd, page, tdr)?;
-            let (frame, claim) = self.claim_free(table, Operand::R8)?;
-            clear_table(self.backing(frame, Operand::R8)?);
-            open.td().children.add(1);
-            claim.assign(PageRecord::of(PageType::SecureEpt, Level::PT, open.tdr()));
-            open.entry.set(Value::table(frame));
-            Ok(())
+        let call = Seamcall::MemSeptAdd;
+        self.perform(call, || self.sept_add(self.open(call, page, tdr)?, table))
+    }
+
+    /// TDH.MEM.SEPT.ADD, version 1: the same, but a table that is there already is no error; the page then stays free.
+    ///
+    /// # Errors
+    /// As for [`mem_sept_add`](Self::mem_sept_add).
+    pub fn mem_sept_add_or_keep(&self, page: PageInfo, tdr: Hpa, table: Hpa) -> Outcome<Table> {
+        let call = Seamcall::MemSeptAdd;
+        self.perform(call, || {
+            let states = States::of(&[EntryState::Free, EntryState::NonLeafMapped]);
+            let open = self.open_in(call, states, page, tdr)?;
+            if open.value().state() == EntryState::NonLeafMapped {
+                return Ok(Table::Kept);
+            }
+            self.sept_add(open, table).map(|()| Table::Added)
         })
+    }
+
+    #[inline]
+    fn sept_add(&self, open: Open<'_>, table: Hpa) -> Outcome {
+        let (frame, claim) = self.claim_free(table, Operand::R8)?;
+        clear_table(self.backing(frame, Operand::R8)?);
+        open.td().children.add(1);
+        claim.assign(PageRecord::of(PageType::SecureEpt, Level::PT, open.tdr()));
+        open.entry.set(Value::table(frame));
+        Ok(())
     }
 
     /// TDH.MEM.PAGE.AUG (RCX = page, RDX = TDR, R8 = memory): gives free memory of 4 KiB or 2 MiB to a TD, pending until the

@@ -147,6 +147,16 @@ pub(crate) enum Op {
     Build {
         td: u8,
     },
+    /// Blocks and tracks.
+    Quiet {
+        td: u8,
+        gpa: u16,
+        level: u8,
+    },
+    /// Ends a TD and reclaims all that it has.
+    End {
+        td: u8,
+    },
 }
 
 /// What a guest does.
@@ -182,10 +192,10 @@ fn page(number: u16) -> Hpa {
     Hpa::new(TDMR + frame * 4096)
 }
 
-/// Few addresses, so that calls meet: pages of two tables, in two directories.
+/// Few addresses, so that calls meet: two pages of each of two tables, in two directories.
 fn gpa(number: u16) -> u64 {
     let number = u64::from(number);
-    (number & 1) << 39 | (number >> 1 & 1) << 21 | (number >> 2 & 3) << 12
+    (number & 1) << 39 | (number >> 1 & 1) << 21 | (number >> 2 & 1) << 12
 }
 
 fn at(number: u16, level: u8) -> PageInfo {
@@ -279,6 +289,11 @@ impl Model {
             }
             Op::Fill { td, gpa: of, page: with } => self.fill(tdr(td), gpa(of), page(with | 1)),
             Op::Build { td } => self.build(td),
+            Op::Quiet { td, gpa, level } => {
+                ignore(module.mem_range_block(at(gpa, level), tdr(td)));
+                ignore(module.mem_track(tdr(td)));
+            }
+            Op::End { td } => self.end(tdr(td)),
         }
     }
 
@@ -338,6 +353,27 @@ impl Model {
         }
         self.tables(Self::tdr(td), 0);
         self.tables(Self::tdr(td), 1 << 39);
+    }
+
+    fn end(&mut self, tdr: Hpa) {
+        for vcpu in &self.vcpus {
+            if self.module.page_record(vcpu.frame()).and_then(|record| record.owner) == Some(tdr.frame()) {
+                (0..2).for_each(|processor| ignore(self.module.vp_flush(lp(processor), *vcpu)));
+            }
+        }
+        ignore(self.module.mng_vpflushdone(tdr));
+        if self.module.mng_key_freeid(tdr).is_err() {
+            return;
+        }
+        for page in (0..PAGES).map(|page| Hpa::new(TDMR + page * 4096)) {
+            if self.module.page_record(page.frame()).and_then(|record| record.owner) == Some(tdr.frame()) {
+                let reclaimed = self.module.phymem_page_reclaim(page).expect("a page of a TD in teardown");
+                assert_eq!(reclaimed.owner, Some(tdr.frame()));
+                self.vcpus.retain(|vcpu| *vcpu != page);
+            }
+        }
+        self.module.phymem_page_reclaim(tdr).expect("a TDR without children");
+        self.written.retain(|(root, _), _| *root != tdr);
     }
 
     fn enter(&mut self, tdvpr: Hpa, processor: LogicalProcessor, act: Act) {
