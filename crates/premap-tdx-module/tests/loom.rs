@@ -8,8 +8,8 @@
 
 use loom::sync::Arc;
 use premap_tdx_module::{
-    Class, Config, EntryState, Gpa, Hkid, Hpa, HpaRange, Level, Module, Operand, Outcome, PageInfo, PageType,
-    Status, Stop,
+    Class, Config, EntryState, Gpa, Hkid, HostAccessError, Hpa, HpaRange, Level, Module, Operand, Outcome,
+    PageInfo, PageType, Status, Stop,
 };
 
 mod machine;
@@ -330,5 +330,33 @@ fn two_tds_for_one_key() {
         let refused =
             |outcome| outcome == Err(busy(Operand::KOT)) || outcome == Err(Class::HKID_NOT_FREE.status());
         assert!(one.is_ok() && refused(other) || other.is_ok() && refused(one), "{one:?} {other:?}");
+    });
+}
+
+/// The host reads a free page while a TD's page is moved into it: it sees what was there, or nothing.
+#[test]
+fn a_host_that_reads_a_page_against_a_relocate_into_it() {
+    model(|| {
+        let mut machine = Machine::new();
+        let (old, new, source) = (machine.page(), machine.page(), Hpa::new(0x1000));
+        machine.module.host_write(source, &[7; 8]).unwrap();
+        machine.module.mem_page_add(page(0), TDR, old, source).unwrap();
+        let module = Arc::new(machine.module);
+        let (moved, read) = both(
+            &module,
+            move |module| status(module.mem_page_relocate(page(0), TDR, new)),
+            move |module| {
+                let mut bytes = [1; 8];
+                let read = module.host_read(new, &mut bytes);
+                (read, bytes)
+            },
+        );
+        assert_eq!(moved, Ok(old));
+        match read {
+            (Ok(()), bytes) => assert_eq!(bytes, [0; 8]),
+            (Err(error), bytes) => assert_eq!((error, bytes), (HostAccessError::Private(new), [1; 8])),
+        }
+        // Where it was its bytes still are, and are no host's.
+        assert_eq!(module.host_read(old, &mut [0; 8]), Err(HostAccessError::Private(old)));
     });
 }
