@@ -1,5 +1,7 @@
 //! Giving a TD memory: SEPT.ADD, PAGE.ADD, PAGE.AUG.
 
+use std::borrow::Cow;
+
 use premap_address::{Hpa, PAGE_SIZE, Pfn};
 
 use super::mem_entry::Open;
@@ -7,10 +9,31 @@ use super::{EntryInfo, Failure, Outcome, Seamcall};
 use crate::Module;
 use crate::operand::{Level, PageInfo};
 use crate::pamt::{PageRecord, PageType};
-use crate::phymem::Page;
+use crate::phymem::{BYTES, Page};
 use crate::sept::{EntryState, States, Value, clear_table, lock_by_host};
 use crate::status::{Class, Operand, Status};
 use crate::td::{Measured, exclusive};
+
+/// Where PAGE.ADD copies from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source<'a> {
+    /// A page of the machine's memory, with a shared HKID: R9.
+    Memory(Hpa),
+    /// A page of the host's that the machine's memory does not hold, such as a VMM's buffer.
+    Bytes(&'a [u8; 4096]),
+}
+
+impl From<Hpa> for Source<'_> {
+    fn from(hpa: Hpa) -> Self {
+        Self::Memory(hpa)
+    }
+}
+
+impl<'a> From<&'a [u8; 4096]> for Source<'a> {
+    fn from(bytes: &'a [u8; 4096]) -> Self {
+        Self::Bytes(bytes)
+    }
+}
 
 /// What became of a table's page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,7 +108,13 @@ impl Module {
     /// In this order: those of the TDR (RDX) and of a TD that is not ready; OPERAND_INVALID (RCX) for a page that is not of
     /// 4 KiB, aligned and private; EPT_WALK_FAILED (RCX); EPT_ENTRY_STATE_INCORRECT (RCX); OPERAND_INVALID (R9) for a source
     /// that is not aligned, has a private HKID, or is not there; those of the memory (R8).
-    pub fn mem_page_add(&self, page: PageInfo, tdr: Hpa, memory: Hpa, source: Hpa) -> Outcome {
+    pub fn mem_page_add<'a>(
+        &self,
+        page: PageInfo,
+        tdr: Hpa,
+        memory: Hpa,
+        source: impl Into<Source<'a>>,
+    ) -> Outcome {
         let call = Seamcall::MemPageAdd;
         self.perform(call, || {
             let sole = self.td_alone(tdr, Operand::RDX)?.ready_for(call)?;
@@ -100,10 +129,8 @@ impl Module {
                 let status = Class::EPT_ENTRY_STATE_INCORRECT.on(Operand::RCX);
                 return Err(Failure::about(status, EntryInfo::new(found.value, found.level)));
             }
-            let no_source = Class::OPERAND_INVALID.on(Operand::R9);
-            let source = self.keys.shared(source, PAGE_SIZE).ok_or(no_source)?;
             // Read before the target is claimed: reading may wait, and the two may be one page.
-            let content = self.page_as_host_sees_it(source.frame()).ok_or(no_source)?;
+            let content = self.content(source.into())?;
             let (frame, claim) = self.claim_free(memory, Operand::R8)?;
             // With the TD alone nobody else has the entry.
             let busy = Class::OPERAND_BUSY.on(Operand::SEPT_ENTRY);
@@ -117,6 +144,18 @@ impl Module {
             entry.set(Value::leaf(frame, Level::PT, EntryState::Mapped));
             Ok(())
         })
+    }
+
+    /// What is to be copied from a source.
+    fn content<'a>(&self, source: Source<'a>) -> Result<Cow<'a, [u8; BYTES]>, Status> {
+        match source {
+            Source::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
+            Source::Memory(hpa) => {
+                let invalid = Class::OPERAND_INVALID.on(Operand::R9);
+                let source = self.keys.shared(hpa, PAGE_SIZE).ok_or(invalid)?;
+                self.page_as_host_sees_it(source.frame()).map(Cow::Owned).ok_or(invalid)
+            }
+        }
     }
 
     /// The bytes of a page that is in a TDMR, and so in memory.
