@@ -45,7 +45,9 @@ pub use operand::{Level, PageInfo};
 pub use pamt::{PageRecord, PageType};
 pub use phymem::{Hkid, HostAccessError, HpaRange, KeyIds};
 pub use premap_address::{Gpa, Hpa, Pfn};
-pub use seamcall::{EntryInfo, Failure, LogicalProcessor, Outcome, Package, Seamcall, TdField};
+pub use seamcall::{
+    EntryInfo, Failure, LogicalProcessor, Outcome, Package, Seamcall, Source, Table, TdField,
+};
 pub use sept::EntryState;
 pub use status::{Class, Operand, Status};
 pub use td::{Lifecycle, OpState, TDCS_PAGES, TDVPS_PAGES, TdParams};

@@ -45,11 +45,22 @@ impl<T: Default> Sparse<T> {
     /// The frame's, or `None` if it lies in no range.
     #[inline]
     pub(crate) fn get(&self, frame: Pfn) -> Option<&T> {
+        let (group, within) = self.find(frame)?;
+        group.get_or_init(|| (0..1_u64 << self.order).map(|_| T::default()).collect()).get(within)
+    }
+
+    /// The frame's, if it or a neighbour was asked for before: else it still is as it will be made.
+    pub(crate) fn get_if_made(&self, frame: Pfn) -> Option<&T> {
+        let (group, within) = self.find(frame)?;
+        group.get()?.get(within)
+    }
+
+    #[inline]
+    fn find(&self, frame: Pfn) -> Option<(&Group<T>, usize)> {
         let number = frame.number();
         let span = self.spans.iter().find(|span| (span.first..span.end).contains(&number))?;
         let group = span.groups.get(index((number >> self.order) - (span.first >> self.order)))?;
-        let group = group.get_or_init(|| (0..1_u64 << self.order).map(|_| T::default()).collect());
-        group.get(index(number & ((1 << self.order) - 1)))
+        Some((group, index(number & ((1 << self.order) - 1))))
     }
 }
 

@@ -5,7 +5,8 @@ mod common;
 
 use common::{Host, LP, Stage, Td, at, rcx, status};
 use premap_tdx_module::{
-    Class, EntryState, Gpa, Hpa, Level, OpState, Operand, Outcome, Seamcall, Stop, TDVPS_PAGES, TdField,
+    Class, EntryState, Gpa, Hpa, Level, OpState, Operand, Outcome, PageType, Seamcall, Stop, TDVPS_PAGES,
+    Table, TdField,
 };
 
 const GPA: u64 = 0x4000_0000;
@@ -232,6 +233,25 @@ fn each_call_works_on_its_entries_and_is_refused_on_all_others() {
 }
 
 #[test]
+fn version_1_of_sept_add_keeps_a_table_that_is_there() {
+    for state in E::ALL {
+        let host = Host::new();
+        let tdr = host.td(Stage::Initialized).tdr;
+        put(&host, tdr, Level::PD, state);
+        let table = host.page();
+        let outcome = host.module.mem_sept_add_or_keep(at(GPA, Level::PD), tdr, table);
+        let expected = match state {
+            E::Free => Ok(Table::Added),
+            E::NonLeafMapped => Ok(Table::Kept),
+            _ => Err(rcx(Class::EPT_ENTRY_STATE_INCORRECT)),
+        };
+        assert_eq!(outcome.map_err(|failure| failure.status), expected, "{state:?}");
+        let kind = host.module.page_record(table.frame()).unwrap().kind;
+        assert_eq!(kind == PageType::SecureEpt, state == E::Free);
+    }
+}
+
+#[test]
 fn a_refusal_changes_nothing() {
     let host = Host::new();
     let tdr = host.td(Stage::Initialized).tdr;
@@ -245,7 +265,7 @@ fn a_refusal_changes_nothing() {
     assert_eq!(host.module.mng_rd(tdr, TdField::ChildCount), Ok(children));
     assert_eq!(host.module.mng_rd_mrtd(tdr), Ok(mrtd));
     for free in [page, table] {
-        assert_eq!(host.module.page_record(free.frame()).unwrap().kind, premap_tdx_module::PageType::Nda);
+        assert_eq!(host.module.page_record(free.frame()).unwrap().kind, PageType::Nda);
     }
 }
 

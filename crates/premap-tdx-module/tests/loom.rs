@@ -8,13 +8,13 @@
 
 use loom::sync::Arc;
 use premap_tdx_module::{
-    Class, Config, EntryState, Gpa, Hkid, Hpa, HpaRange, Level, Module, Operand, Outcome, PageInfo, PageType,
-    Status, Stop,
+    Class, Config, EntryState, Gpa, Hkid, HostAccessError, Hpa, HpaRange, Level, Module, Operand, Outcome,
+    PageInfo, PageType, Status, Stop,
 };
 
 mod machine;
 
-use machine::{LP, Machine, TDMR, TDR, at, both, busy, check_count, kind, model, page, status};
+use machine::{LP, Machine, TDMR, TDR, at, both, busy, check_count, kind, model, model_with, page, status};
 
 const TAKEN: Status = Class::EPT_ENTRY_STATE_INCORRECT.on(Operand::RCX);
 
@@ -330,5 +330,61 @@ fn two_tds_for_one_key() {
         let refused =
             |outcome| outcome == Err(busy(Operand::KOT)) || outcome == Err(Class::HKID_NOT_FREE.status());
         assert!(one.is_ok() && refused(other) || other.is_ok() && refused(one), "{one:?} {other:?}");
+    });
+}
+
+/// The host reads a free page while a TD's page is moved into it: it sees what was there, or nothing.
+#[test]
+fn a_host_that_reads_a_page_against_a_relocate_into_it() {
+    model(|| {
+        let mut machine = Machine::new();
+        let (old, new, source) = (machine.page(), machine.page(), Hpa::new(0x1000));
+        machine.module.host_write(source, &[7; 8]).unwrap();
+        machine.module.mem_page_add(page(0), TDR, old, source).unwrap();
+        let module = Arc::new(machine.module);
+        let (moved, read) = both(
+            &module,
+            move |module| status(module.mem_page_relocate(page(0), TDR, new)),
+            move |module| {
+                let mut bytes = [1; 8];
+                let read = module.host_read(new, &mut bytes);
+                (read, bytes)
+            },
+        );
+        assert_eq!(moved, Ok(old));
+        match read {
+            (Ok(()), bytes) => assert_eq!(bytes, [0; 8]),
+            (Err(error), bytes) => assert_eq!((error, bytes), (HostAccessError::Private(new), [1; 8])),
+        }
+        // Where it was its bytes still are, and are no host's.
+        assert_eq!(module.host_read(old, &mut [0; 8]), Err(HostAccessError::Private(old)));
+    });
+}
+
+/// Three at a time: two that share the tree, on one entry, and one that wants it alone.
+#[test]
+fn two_augs_of_one_entry_against_a_block_above_it() {
+    model_with(2, || {
+        let mut machine = Machine::new();
+        let pages = [machine.page(), machine.page()];
+        let module = Arc::new(machine.module);
+        let blocker = module.clone();
+        let block = loom::thread::spawn(move || status(blocker.mem_range_block(at(0, Level::PD), TDR)));
+        let (one, other) = both(
+            &module,
+            move |module| status(module.mem_page_aug(page(0), TDR, pages[0])),
+            move |module| status(module.mem_page_aug(page(0), TDR, pages[1])),
+        );
+        let block = block.join().unwrap();
+        assert!(
+            one.is_ok() || other.is_ok() || block.is_ok(),
+            "all are refused: {one:?} {other:?} {block:?}"
+        );
+        assert!(one.is_err() || other.is_err());
+        for (outcome, page) in [one, other].into_iter().zip(pages) {
+            let expected = if outcome.is_ok() { PageType::Regular } else { PageType::Nda };
+            assert_eq!(kind(&module, page), expected);
+        }
+        check_count(&module);
     });
 }

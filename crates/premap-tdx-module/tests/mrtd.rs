@@ -8,7 +8,7 @@ mod firmware;
 use common::{Host, LP, Stage, at};
 use premap_tdx::measure::{Event, events};
 use premap_tdx::{Image, Measurement, Order, PageAug, Rules, Section, Tdvf, measure};
-use premap_tdx_module::{Gpa, Hpa, Level, Seamcall};
+use premap_tdx_module::{Gpa, Hpa, Level, Seamcall, Source};
 
 /// The bytes of a section's page.
 fn content(section: &Section<'_>, gpa: Gpa) -> [u8; 4096] {
@@ -29,8 +29,16 @@ fn load(sections: &[Section<'_>], rules: Rules) -> Measurement {
         match event {
             Event::Add { gpa, section } => {
                 host.tables(td.tdr, gpa.raw(), Level::PT);
-                host.module.host_write(source, &content(&sections[section], gpa)).unwrap();
-                host.module.mem_page_add(at(gpa.raw(), Level::PT), td.tdr, host.page(), source).unwrap();
+                let content = content(&sections[section], gpa);
+                let page = at(gpa.raw(), Level::PT);
+                // From the machine's memory or from a buffer: it makes no difference.
+                let source = if gpa.raw() & 0x1000 == 0 {
+                    host.module.host_write(source, &content).unwrap();
+                    Source::Memory(source)
+                } else {
+                    Source::Bytes(&content)
+                };
+                host.module.mem_page_add(page, td.tdr, host.page(), source).unwrap();
             }
             Event::Extend { gpa, .. } => host.module.mr_extend(gpa, td.tdr).unwrap(),
         }

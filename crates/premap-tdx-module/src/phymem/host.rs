@@ -70,11 +70,11 @@ impl Module {
     }
 
     /// The bytes of a page as the host sees them: a TD's reads as zeros. `None` where there is no memory.
-    pub(crate) fn page_as_host_sees_it(&self, frame: Pfn) -> Option<Box<[u8; BYTES]>> {
-        let mut bytes = Box::new([0; BYTES]);
+    pub(crate) fn page_as_host_sees_it(&self, frame: Pfn) -> Option<[u8; BYTES]> {
+        let mut bytes = [0; BYTES];
         self.as_host(frame, |page, is_hosts| {
             if is_hosts {
-                page.read(0, bytes.as_mut_slice());
+                page.read(0, &mut bytes);
             }
         })?;
         Some(bytes)

@@ -44,17 +44,28 @@ impl Page {
         &self.words
     }
 
+    /// Stands for the access to the content, which models do not follow: as a change of something, so that they try it
+    /// before and after those of others.
+    #[inline]
+    fn accessed(&self) {
+        #[cfg(loom)]
+        self.entries[0].fetch_or(0, Relaxed);
+    }
+
     pub(crate) fn zero(&self) {
+        self.accessed();
         self.words.iter().for_each(|word| word.store(0, Relaxed));
     }
 
     pub(crate) fn copy_from(&self, source: &Self) {
+        self.accessed();
         for (to, from) in self.words.iter().zip(&source.words) {
             to.store(from.load(Relaxed), Relaxed);
         }
     }
 
     pub(crate) fn fill_from(&self, bytes: &[u8; BYTES]) {
+        self.accessed();
         for (to, from) in self.words.iter().zip(bytes.as_chunks().0) {
             to.store(u64::from_le_bytes(*from), Relaxed);
         }
@@ -62,6 +73,7 @@ impl Page {
 
     /// Reads from `offset` on; what lies beyond the page is not read.
     pub(crate) fn read(&self, offset: usize, mut bytes: &mut [u8]) {
+        self.accessed();
         let mut at = offset;
         while let Some(word) = self.words.get(at / WORD).filter(|_| !bytes.is_empty()) {
             let within = at % WORD;

@@ -1,15 +1,48 @@
 //! Giving a TD memory: SEPT.ADD, PAGE.ADD, PAGE.AUG.
 
+use std::borrow::Cow;
+
 use premap_address::{Hpa, PAGE_SIZE, Pfn};
 
+use super::mem_entry::Open;
 use super::{EntryInfo, Failure, Outcome, Seamcall};
 use crate::Module;
 use crate::operand::{Level, PageInfo};
 use crate::pamt::{PageRecord, PageType};
-use crate::phymem::Page;
-use crate::sept::{EntryState, Value, clear_table, lock_by_host};
+use crate::phymem::{BYTES, Page};
+use crate::sept::{EntryState, States, Value, clear_table, lock_by_host};
 use crate::status::{Class, Operand, Status};
 use crate::td::{Measured, exclusive};
+
+/// Where PAGE.ADD copies from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source<'a> {
+    /// A page of the machine's memory, with a shared HKID: R9.
+    Memory(Hpa),
+    /// A page of the host's that the machine's memory does not hold, such as a VMM's buffer.
+    Bytes(&'a [u8; 4096]),
+}
+
+impl From<Hpa> for Source<'_> {
+    fn from(hpa: Hpa) -> Self {
+        Self::Memory(hpa)
+    }
+}
+
+impl<'a> From<&'a [u8; 4096]> for Source<'a> {
+    fn from(bytes: &'a [u8; 4096]) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+/// What became of a table's page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Table {
+    /// It is a table now.
+    Added,
+    /// There was a table, and the page is free.
+    Kept,
+}
 
 impl Module {
     /// TDH.MEM.SEPT.ADD (RCX = page, RDX = TDR, R8 = table): links a free page as the table below an entry that is free.
@@ -20,15 +53,34 @@ impl Module {
     /// Those of the TDR (RDX) and of a TD that is not ready; OPERAND_INVALID (RCX); OPERAND_BUSY (SEPT_TREE, SEPT_ENTRY);
     /// EPT_WALK_FAILED (RCX); EPT_ENTRY_STATE_INCORRECT (RCX); those of the table (R8).
     pub fn mem_sept_add(&self, page: PageInfo, tdr: Hpa, table: Hpa) -> Outcome {
-        self.perform(Seamcall::MemSeptAdd, || {
-            let open = self.open(Seamcall::MemSeptAdd, page, tdr)?;
-            let (frame, claim) = self.claim_free(table, Operand::R8)?;
-            clear_table(self.backing(frame, Operand::R8)?);
-            open.td().children.add(1);
-            claim.assign(PageRecord::of(PageType::SecureEpt, Level::PT, open.tdr()));
-            open.entry.set(Value::table(frame));
-            Ok(())
+        let call = Seamcall::MemSeptAdd;
+        self.perform(call, || self.sept_add(self.open(call, page, tdr)?, table))
+    }
+
+    /// TDH.MEM.SEPT.ADD, version 1: the same, but a table that is there already is no error; the page then stays free.
+    ///
+    /// # Errors
+    /// As for [`mem_sept_add`](Self::mem_sept_add).
+    pub fn mem_sept_add_or_keep(&self, page: PageInfo, tdr: Hpa, table: Hpa) -> Outcome<Table> {
+        let call = Seamcall::MemSeptAdd;
+        self.perform(call, || {
+            let states = States::of(&[EntryState::Free, EntryState::NonLeafMapped]);
+            let open = self.open_in(call, states, page, tdr)?;
+            if open.value().state() == EntryState::NonLeafMapped {
+                return Ok(Table::Kept);
+            }
+            self.sept_add(open, table).map(|()| Table::Added)
         })
+    }
+
+    #[inline]
+    fn sept_add(&self, open: Open<'_>, table: Hpa) -> Outcome {
+        let (frame, claim) = self.claim_free(table, Operand::R8)?;
+        clear_table(self.backing(frame, Operand::R8)?);
+        open.td().children.add(1);
+        claim.assign(PageRecord::of(PageType::SecureEpt, Level::PT, open.tdr()));
+        open.entry.set(Value::table(frame));
+        Ok(())
     }
 
     /// TDH.MEM.PAGE.AUG (RCX = page, RDX = TDR, R8 = memory): gives free memory of 4 KiB or 2 MiB to a TD, pending until the
@@ -56,7 +108,13 @@ impl Module {
     /// In this order: those of the TDR (RDX) and of a TD that is not ready; OPERAND_INVALID (RCX) for a page that is not of
     /// 4 KiB, aligned and private; EPT_WALK_FAILED (RCX); EPT_ENTRY_STATE_INCORRECT (RCX); OPERAND_INVALID (R9) for a source
     /// that is not aligned, has a private HKID, or is not there; those of the memory (R8).
-    pub fn mem_page_add(&self, page: PageInfo, tdr: Hpa, memory: Hpa, source: Hpa) -> Outcome {
+    pub fn mem_page_add<'a>(
+        &self,
+        page: PageInfo,
+        tdr: Hpa,
+        memory: Hpa,
+        source: impl Into<Source<'a>>,
+    ) -> Outcome {
         let call = Seamcall::MemPageAdd;
         self.perform(call, || {
             let sole = self.td_alone(tdr, Operand::RDX)?.ready_for(call)?;
@@ -71,10 +129,8 @@ impl Module {
                 let status = Class::EPT_ENTRY_STATE_INCORRECT.on(Operand::RCX);
                 return Err(Failure::about(status, EntryInfo::new(found.value, found.level)));
             }
-            let no_source = Class::OPERAND_INVALID.on(Operand::R9);
-            let source = self.keys.shared(source, PAGE_SIZE).ok_or(no_source)?;
             // Read before the target is claimed: reading may wait, and the two may be one page.
-            let content = self.page_as_host_sees_it(source.frame()).ok_or(no_source)?;
+            let content = self.content(source.into())?;
             let (frame, claim) = self.claim_free(memory, Operand::R8)?;
             // With the TD alone nobody else has the entry.
             let busy = Class::OPERAND_BUSY.on(Operand::SEPT_ENTRY);
@@ -88,6 +144,18 @@ impl Module {
             entry.set(Value::leaf(frame, Level::PT, EntryState::Mapped));
             Ok(())
         })
+    }
+
+    /// What is to be copied from a source.
+    fn content<'a>(&self, source: Source<'a>) -> Result<Cow<'a, [u8; BYTES]>, Status> {
+        match source {
+            Source::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
+            Source::Memory(hpa) => {
+                let invalid = Class::OPERAND_INVALID.on(Operand::R9);
+                let source = self.keys.shared(hpa, PAGE_SIZE).ok_or(invalid)?;
+                self.page_as_host_sees_it(source.frame()).map(Cow::Owned).ok_or(invalid)
+            }
+        }
     }
 
     /// The bytes of a page that is in a TDMR, and so in memory.

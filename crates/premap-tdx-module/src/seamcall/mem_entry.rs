@@ -7,7 +7,7 @@ use super::{EntryInfo, Failure, Outcome, Seamcall};
 use crate::Module;
 use crate::locks::{Exclusive, Shared};
 use crate::operand::{Level, PageInfo};
-use crate::sept::{Locked, Value, Walk, lock_by_host, walk};
+use crate::sept::{Locked, States, Value, Walk, lock_by_host, walk};
 use crate::status::{Class, Operand};
 use crate::td::{Admitted, Td};
 
@@ -77,6 +77,21 @@ impl Module {
     /// EPT_WALK_FAILED (RCX); OPERAND_BUSY (SEPT_ENTRY); EPT_ENTRY_STATE_INCORRECT, or GPA_RANGE_ALREADY_BLOCKED of BLOCK.
     #[inline]
     pub(crate) fn open(&self, call: Seamcall, page: PageInfo, tdr: Hpa) -> Outcome<Open<'_>> {
+        self.open_in(call, call.entry_states(), page, tdr)
+    }
+
+    /// Opens the entry that a call is about, with states of its own choice.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    #[inline]
+    pub(crate) fn open_in(
+        &self,
+        call: Seamcall,
+        states: States,
+        page: PageInfo,
+        tdr: Hpa,
+    ) -> Outcome<Open<'_>> {
         let admitted = self.td_shared(tdr, Operand::RDX)?.ready_for(call)?;
         let td = admitted.td;
         let invalid = Class::OPERAND_INVALID.on(Operand::RCX);
@@ -94,7 +109,7 @@ impl Module {
         let entry = self.lock_entry(td, gpa, level)?;
         let open = Open { entry, level, _tree: tree, admitted };
         let state = open.value().state();
-        if call.entry_states().contain(state) {
+        if states.contain(state) {
             Ok(open)
         } else if call == Seamcall::MemRangeBlock && state.is_blocked() {
             Err(open.refused(Class::GPA_RANGE_ALREADY_BLOCKED))

@@ -20,6 +20,7 @@ mod phymem;
 mod vp;
 
 pub use count::{Count, Counts};
+pub use mem_add::{Source, Table};
 pub use mng::Package;
 pub use mng_read::TdField;
 pub use outcome::{EntryInfo, Failure, Outcome};

@@ -1,7 +1,7 @@
 //! The states of an entry, and sets of them.
 
-/// The state of a Secure-EPT entry. States that only an export makes and that no call here leads to are left out, but for
-/// those that tdh_mem_range_block and its like name.
+/// The state of a Secure-EPT entry. Of those that only a migration makes, the ones are here that calls must tell apart; none
+/// of the calls leads to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum EntryState {

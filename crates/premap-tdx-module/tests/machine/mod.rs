@@ -72,11 +72,14 @@ impl Machine {
 }
 
 pub(crate) fn model(run: impl Fn() + Sync + Send + 'static) {
+    model_with(3, run);
+}
+
+/// A model with fewer preemptions, for more threads.
+pub(crate) fn model_with(preemptions: usize, run: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 100_000;
-    if builder.preemption_bound.is_none() {
-        builder.preemption_bound = Some(3);
-    }
+    builder.preemption_bound = Some(builder.preemption_bound.unwrap_or(preemptions).min(preemptions));
     builder.check(run);
 }
 

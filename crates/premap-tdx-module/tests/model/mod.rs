@@ -11,6 +11,7 @@
 )]
 
 mod check;
+mod op;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,8 @@ use premap_tdx_module::{
     TdParams,
 };
 
+pub(crate) use op::{Act, Op};
+
 const TDMR: u64 = 1 << 21;
 /// 2 MiB of single pages, and a few large ones.
 const PAGES: u64 = 512 * (1 + LARGE);
@@ -26,145 +29,6 @@ const LARGE: u64 = 3;
 const SOURCE: Hpa = Hpa::new(0x1000);
 const PARAMS: Hpa = Hpa::new(0x400);
 const TDS: u8 = 2;
-
-/// A call. Numbers are taken modulo what there is.
-#[derive(Clone, Debug)]
-#[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
-pub(crate) enum Op {
-    Create {
-        td: u8,
-    },
-    KeyConfig {
-        td: u8,
-    },
-    Addcx {
-        td: u8,
-        page: u16,
-    },
-    Init {
-        td: u8,
-    },
-    VpCreate {
-        td: u8,
-        page: u16,
-    },
-    VpAddcx {
-        vcpu: u8,
-        page: u16,
-    },
-    VpInit {
-        vcpu: u8,
-        processor: u8,
-    },
-    VpFlush {
-        vcpu: u8,
-        processor: u8,
-    },
-    Enter {
-        vcpu: u8,
-        processor: u8,
-        act: Act,
-    },
-    SeptAdd {
-        td: u8,
-        gpa: u16,
-        level: u8,
-        page: u16,
-    },
-    SeptRemove {
-        td: u8,
-        gpa: u16,
-        level: u8,
-    },
-    Add {
-        td: u8,
-        gpa: u16,
-        page: u16,
-    },
-    Aug {
-        td: u8,
-        gpa: u16,
-        level: u8,
-        page: u16,
-    },
-    Relocate {
-        td: u8,
-        gpa: u16,
-        page: u16,
-    },
-    Promote {
-        td: u8,
-        gpa: u16,
-        level: u8,
-    },
-    Demote {
-        td: u8,
-        gpa: u16,
-        level: u8,
-        page: u16,
-    },
-    Remove {
-        td: u8,
-        gpa: u16,
-        level: u8,
-    },
-    Block {
-        td: u8,
-        gpa: u16,
-        level: u8,
-    },
-    Unblock {
-        td: u8,
-        gpa: u16,
-        level: u8,
-    },
-    Track {
-        td: u8,
-    },
-    Extend {
-        td: u8,
-        gpa: u16,
-    },
-    Finalize {
-        td: u8,
-    },
-    VpFlushDone {
-        td: u8,
-    },
-    FreeId {
-        td: u8,
-    },
-    Reclaim {
-        page: u16,
-    },
-    /// Fills a table with the pages of a large one.
-    Fill {
-        td: u8,
-        gpa: u16,
-        page: u16,
-    },
-    /// Builds a TD as far as it goes.
-    Build {
-        td: u8,
-    },
-}
-
-/// What a guest does.
-#[derive(Clone, Copy, Debug)]
-#[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
-pub(crate) enum Act {
-    Accept {
-        gpa: u16,
-        level: u8,
-    },
-    Write {
-        gpa: u16,
-    },
-    /// The host blocks, tracks and removes while the guest runs.
-    Removed {
-        gpa: u16,
-    },
-}
 
 pub(crate) struct Model {
     module: Module,
@@ -182,10 +46,10 @@ fn page(number: u16) -> Hpa {
     Hpa::new(TDMR + frame * 4096)
 }
 
-/// Few addresses, so that calls meet: pages of two tables, in two directories.
+/// Few addresses, so that calls meet: two pages of each of two tables, in two directories.
 fn gpa(number: u16) -> u64 {
     let number = u64::from(number);
-    (number & 1) << 39 | (number >> 1 & 1) << 21 | (number >> 2 & 3) << 12
+    (number & 1) << 39 | (number >> 1 & 1) << 21 | (number >> 2 & 1) << 12
 }
 
 fn at(number: u16, level: u8) -> PageInfo {
@@ -279,6 +143,11 @@ impl Model {
             }
             Op::Fill { td, gpa: of, page: with } => self.fill(tdr(td), gpa(of), page(with | 1)),
             Op::Build { td } => self.build(td),
+            Op::Quiet { td, gpa, level } => {
+                ignore(module.mem_range_block(at(gpa, level), tdr(td)));
+                ignore(module.mem_track(tdr(td)));
+            }
+            Op::End { td } => self.end(tdr(td)),
         }
     }
 
@@ -338,6 +207,27 @@ impl Model {
         }
         self.tables(Self::tdr(td), 0);
         self.tables(Self::tdr(td), 1 << 39);
+    }
+
+    fn end(&mut self, tdr: Hpa) {
+        for vcpu in &self.vcpus {
+            if self.module.page_record(vcpu.frame()).and_then(|record| record.owner) == Some(tdr.frame()) {
+                (0..2).for_each(|processor| ignore(self.module.vp_flush(lp(processor), *vcpu)));
+            }
+        }
+        ignore(self.module.mng_vpflushdone(tdr));
+        if self.module.mng_key_freeid(tdr).is_err() {
+            return;
+        }
+        for page in (0..PAGES).map(|page| Hpa::new(TDMR + page * 4096)) {
+            if self.module.page_record(page.frame()).and_then(|record| record.owner) == Some(tdr.frame()) {
+                let reclaimed = self.module.phymem_page_reclaim(page).expect("a page of a TD in teardown");
+                assert_eq!(reclaimed.owner, Some(tdr.frame()));
+                self.vcpus.retain(|vcpu| *vcpu != page);
+            }
+        }
+        self.module.phymem_page_reclaim(tdr).expect("a TDR without children");
+        self.written.retain(|(root, _), _| *root != tdr);
     }
 
     fn enter(&mut self, tdvpr: Hpa, processor: LogicalProcessor, act: Act) {
