@@ -28,8 +28,6 @@ pub(crate) struct TdCpu {
     tdvpr: Hpa,
     /// The processor that it runs on, which is its own.
     here: LogicalProcessor,
-    /// A page of the host's, for content on its way into the TD.
-    pub(super) source: Hpa,
 }
 
 /// What a guest's ACCEPT of a range came to.
@@ -62,7 +60,7 @@ impl Td {
         }
         let here = LogicalProcessor(id);
         insist(|| module.vp_init(here, tdvpr, rcx, id)).map_err(|failure| refused(&failure))?;
-        Ok(TdCpu { host: Arc::clone(&self.host), tdvpr, here, source: self.host.allocate()? })
+        Ok(TdCpu { host: Arc::clone(&self.host), tdvpr, here })
     }
 }
 
@@ -70,7 +68,6 @@ impl Drop for TdCpu {
     fn drop(&mut self) {
         let flushed = insist(|| self.host.module.vp_flush(self.here, self.tdvpr));
         debug_assert!(flushed.is_ok(), "{flushed:?}");
-        self.host.free(self.source);
     }
 }
 

@@ -85,7 +85,9 @@ impl TdVcpu for SoftVcpu {
         let machine = std::sync::Arc::clone(&self.machine);
         machine.check_alive()?;
         let td = machine.td()?;
-        let vcpu = self.td.as_ref().ok_or(Errno::INVAL)?;
+        if self.td.is_none() {
+            return Err(Errno::INVAL.into());
+        }
         let building = machine.rules().building;
         if building == Building::Combined && self.id() != 0 {
             return Err(Errno::INVAL.into());
@@ -108,10 +110,9 @@ impl TdVcpu for SoftVcpu {
             }
             let mut content = [0; PAGE_BYTES];
             source.read_exact_at(&mut content, region.source_addr).map_err(|_| Errno::FAULT)?;
-            td.host.module.host_write(vcpu.source, &content).map_err(|_| Errno::IO)?;
             let measured = flags & KVM_TDX_MEASURE_MEMORY_REGION != 0;
             let gfn = Gpa::new(region.gpa).frame();
-            if machine.add_page(td, Addition { gfn, source: vcpu.source, measured })? {
+            if machine.add_page(td, Addition { gfn, source: &content, measured })? {
                 region.source_addr += PAGE_SIZE;
                 region.gpa += PAGE_SIZE;
                 region.nr_pages -= 1;
@@ -140,7 +141,7 @@ fn copy_cpuid(from: &[kvm_cpuid_entry2], cpuid: &mut tdx_cpuid) -> Result<(), Er
 
 impl Machine {
     /// Adds one page, if nothing is in the way.
-    fn add_page(&self, td: &Td, addition: Addition) -> Result<bool, TdxError> {
+    fn add_page(&self, td: &Td, addition: Addition<'_>) -> Result<bool, TdxError> {
         let _reading = self.slots.enter();
         let gfn = addition.gfn;
         let sequence = self.invalidations.snapshot();

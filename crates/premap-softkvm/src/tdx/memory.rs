@@ -3,12 +3,13 @@
 use std::ops::Range;
 use std::sync::PoisonError;
 
-use premap_address::{Gfn, GpaRange, Hpa, PAGE_SIZE, PageSize, Pfn};
+use premap_address::{Gfn, GpaRange, PAGE_SIZE, PageSize, Pfn};
 use premap_kvm::Errno;
 use premap_mmu::{Attributes, Leaves, Obstacle, Permissions, Present, SecureEpt, Stopped};
 use premap_tdx::measure::CHUNK;
 use premap_tdx_module::{Failure, PageInfo};
 
+use super::Page;
 use super::build::{Built, Td};
 use super::errors::{is_busy, refused};
 use super::mirror::Refusal;
@@ -16,10 +17,10 @@ use premap_kvm::tdx::TdxError;
 
 /// How a page is added.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Addition {
+pub(super) struct Addition<'s> {
     pub(super) gfn: Gfn,
-    /// A page of the host's that holds the content.
-    pub(super) source: Hpa,
+    /// The page's content.
+    pub(super) source: &'s Page,
     pub(super) measured: bool,
 }
 
@@ -89,7 +90,7 @@ impl Td {
     /// Adds a page that was reserved, with its source as an argument; measures it if asked.
     pub(super) fn add_reserved(
         &self,
-        addition: Addition,
+        addition: Addition<'_>,
         valid: impl FnMut() -> bool,
     ) -> Result<bool, TdxError> {
         let built = self.built()?;
@@ -127,12 +128,12 @@ impl Td {
     /// state's guard.
     pub(super) fn map_and_add(
         &self,
-        addition: Addition,
+        addition: Addition<'_>,
         valid: impl FnMut() -> bool,
     ) -> Result<bool, TdxError> {
         let built = self.built()?;
         let put = |source| *built.secure().source.lock().unwrap_or_else(PoisonError::into_inner) = source;
-        put(Some(addition.source));
+        put(Some(Box::new(*addition.source)));
         let added = self.place(built, addition.gfn, 1, valid);
         put(None);
         let added = added? > 0;

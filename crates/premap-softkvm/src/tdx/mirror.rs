@@ -9,6 +9,7 @@ use premap_kvm::Errno;
 use premap_mmu::Mirror;
 use premap_tdx_module::{Failure, Level, PageInfo};
 
+use super::Page;
 use super::errors::insist;
 use super::host::TdxHost;
 
@@ -20,7 +21,7 @@ pub(super) struct Secure {
     /// Whether the TD can run: from then on pages come in by PAGE.AUG.
     runnable: AtomicBool,
     /// The source of the page that is being added, where the profile passes it through the VM: `page_add_src`.
-    pub(super) source: Mutex<Option<Hpa>>,
+    pub(super) source: Mutex<Option<Box<Page>>>,
     /// How many changes wait for vCPUs to exit.
     kicks: AtomicUsize,
     /// Secure-EPT pages by what they span: first address and level.
@@ -133,9 +134,8 @@ impl Mirror for Secure {
         if self.is_runnable() {
             return Ok(self.host.module.mem_page_aug(page, self.tdr, memory)?);
         }
-        let source = *self.source.lock().unwrap_or_else(PoisonError::into_inner);
-        match source {
-            Some(source) => Ok(self.host.module.mem_page_add(page, self.tdr, memory, source)?),
+        match &*self.source.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(source) => Ok(self.host.module.mem_page_add(page, self.tdr, memory, &**source)?),
             // It was added with its source a moment ago, under the lock that is held now.
             None if self.host.is_given(pfn, self.tdr) => Ok(()),
             None => Err(Refusal::NotAdded),

@@ -39,6 +39,8 @@ pub use host::TdxHost;
 
 /// The bytes of a page, as an array has them.
 const PAGE_BYTES: usize = 4096;
+/// The content of a page.
+type Page = [u8; PAGE_BYTES];
 /// The pages of a block of 2 MiB, likewise.
 const BLOCK_PAGES: usize = 512;
 const _: () = assert!(PAGE_BYTES as u64 == PAGE_SIZE && BLOCK_PAGES as u64 == PageSize::Size2M.pages());
