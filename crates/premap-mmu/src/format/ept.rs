@@ -11,7 +11,7 @@ const WRITE: u64 = 1 << 1;
 /// Bits 5:3 of a leaf.
 const MEMORY_TYPE_SHIFT: u32 = 3;
 /// Bit 6 of a leaf: the guest's PAT does not change the memory type.
-const IGNORE_PAT: u64 = 1 << 6;
+const IGNORE_PAT: u8 = 1 << 6;
 /// Bit 7 of an entry of level 2 or 3.
 const LARGE: u64 = 1 << 7;
 /// Bit 8, if EPTP bit 6 turns access and dirty flags on.
@@ -33,7 +33,7 @@ pub enum EptMemoryType {
     #[default]
     WriteBack = 6 << MEMORY_TYPE_SHIFT,
     /// Write-back whatever the guest's PAT says.
-    WriteBackForced = 6 << MEMORY_TYPE_SHIFT | IGNORE_PAT as u8,
+    WriteBackForced = 6 << MEMORY_TYPE_SHIFT | IGNORE_PAT,
     /// Uncacheable: for device memory.
     Uncacheable = 0,
 }
@@ -45,7 +45,7 @@ impl EptMemoryType {
     }
 
     pub(super) const fn from_bits(raw: u64) -> Self {
-        match (raw >> MEMORY_TYPE_SHIFT & 0b111, raw & IGNORE_PAT != 0) {
+        match (raw >> MEMORY_TYPE_SHIFT & 0b111, raw & IGNORE_PAT as u64 != 0) {
             (6, false) => Self::WriteBack,
             (6, true) => Self::WriteBackForced,
             _ => Self::Uncacheable,
