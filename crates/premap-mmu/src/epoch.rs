@@ -148,3 +148,82 @@ impl Drop for Guard<'_> {
         self.pins.fetch_sub(1, Ordering::Release);
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_models {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    /// A frame that a link leads to, as its walker and who frees it see it.
+    struct Frame {
+        epochs: Epochs,
+        linked: AtomicUsize,
+        /// What the walker leaves in the frame.
+        read: AtomicUsize,
+        /// What `read` was when the frame was freed, or `KEPT`.
+        freed: AtomicUsize,
+    }
+
+    const KEPT: usize = 2;
+
+    impl Frame {
+        fn walk(&self) -> bool {
+            let guard = self.epochs.pin();
+            let found = self.linked.load(Ordering::Acquire) != 0;
+            if found {
+                assert_eq!(self.freed.load(Ordering::Relaxed), KEPT, "freed under a walker");
+                self.read.store(1, Ordering::Relaxed);
+            }
+            drop(guard);
+            found
+        }
+
+        fn free(&self) {
+            self.freed.store(self.read.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+
+        fn unlink(&self) {
+            self.linked.store(0, Ordering::Release);
+            self.epochs.retire([Pfn::new(1)], |_| self.free());
+        }
+    }
+
+    fn check(unlinker: impl Fn(&Frame) + Copy + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(move || {
+            let frame = Arc::new(Frame {
+                epochs: Epochs::new(),
+                linked: AtomicUsize::new(1),
+                read: AtomicUsize::new(0),
+                freed: AtomicUsize::new(KEPT),
+            });
+            let run = |part: fn(&Frame) -> bool| {
+                let frame = frame.clone();
+                thread::spawn(move || part(&frame))
+            };
+            // The third moves the epoch, so that neither a pin nor a stamp is ordered by what its own thread did.
+            let others = [run(Frame::walk), run(|frame| frame.epochs.advance())];
+            unlinker(&frame);
+            let [found, _] = others.map(|other| other.join().expect("no panic"));
+            let freed = frame.freed.load(Ordering::Relaxed);
+            assert!(!found || freed != 0, "freed before its reader was done");
+        });
+    }
+
+    #[test]
+    fn a_frame_is_freed_after_all_that_found_it() {
+        check(Frame::unlink);
+    }
+
+    #[test]
+    fn synchronize_waits_for_all_that_found_it() {
+        check(|frame| {
+            frame.linked.store(0, Ordering::Release);
+            frame.epochs.synchronize();
+            frame.free();
+        });
+    }
+}

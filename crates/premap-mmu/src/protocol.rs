@@ -45,9 +45,20 @@
 //!    the new mapping. Where both take the same lock that follows from the lock; where a mapper links a new table while an
 //!    unmapper finds nothing to lock, from a sequentially consistent fence on each side.
 //!
-//! Loom checks these on this very code: see `tests/loom.rs`.
+//! 5. Operations are in one order block by block (of 2 MiB). To who takes the lock, an operation is done in a block whole
+//!    or up to where it [stopped](crate::Stopped), and a range of several blocks is as many operations. Two things of it
+//!    can be seen apart: the split of a large leaf of which it changes a part, which comes first and changes nothing that
+//!    is mapped; and the end of its flush, until which what it took away is frozen. A page of a cursor is an operation of
+//!    its own.
+//! 6. To a walker, which takes no lock, the pages of a table change one by one in ascending order. At one moment it sees a
+//!    large leaf change, a table come with all that was mapped with it, and a table go. A query is a walk of each page.
+//!
+//! Loom checks the first four on this very code (`tests/loom`, and the models in [`epoch`](crate::epoch)); 5 and 6 are what
+//! the histories of `tests/linearizable` are held against.
 
 use core::marker::PhantomData;
+
+use premap_address::{PageSize, Pfn};
 
 use crate::format::Format;
 use crate::sync::{AtomicU64, Backoff, Ordering};
@@ -95,6 +106,33 @@ pub(crate) const fn dead<F: Format>() -> u64 {
     F::ABSENT | DEAD
 }
 
+/// A table that an entry led to when it was read. Nothing makes one but reading an entry, or holding its lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Linked<'g> {
+    frame: Pfn,
+    entry: PhantomData<&'g AtomicU64>,
+}
+
+impl<'g> Linked<'g> {
+    /// The table that an entry of level 2 or above spells, if it spells one.
+    #[inline]
+    fn spelled<F: Format>(raw: u64) -> Option<Self> {
+        let linked = || Self { frame: F::frame(raw, PageSize::Size4K), entry: PhantomData };
+        F::is_table(raw).then(linked)
+    }
+
+    #[inline]
+    pub(crate) fn frame(self) -> Pfn {
+        self.frame
+    }
+}
+
+/// An entry of any level as a walker sees it, without its lock bit, and the table that it leads to.
+#[inline]
+pub(crate) fn look<F: Format>(word: &AtomicU64, level: u8) -> (u64, Option<Linked<'_>>) {
+    if level == 1 { (leaf::load(word), None) } else { Slot::<F>::new(word).look() }
+}
+
 /// An entry of level 2 or above.
 pub(crate) struct Slot<'g, F> {
     word: &'g AtomicU64,
@@ -124,10 +162,11 @@ impl<'g, F: Format> Slot<'g, F> {
         Self { word, format: PhantomData }
     }
 
-    /// The entry as a walker sees it, without its lock bit.
+    /// The entry as a walker sees it, without its lock bit, and the table that it leads to.
     #[inline]
-    pub(crate) fn load(self) -> u64 {
-        self.word.load(Ordering::Acquire) & !LOCK
+    pub(crate) fn look(self) -> (u64, Option<Linked<'g>>) {
+        let raw = self.word.load(Ordering::Acquire) & !LOCK;
+        (raw, Linked::spelled::<F>(raw))
     }
 
     /// Publishes a table or a leaf in an absent entry, without taking the lock, or does nothing.
@@ -195,6 +234,12 @@ impl<'g, F: Format> Locked<'g, F> {
     #[inline]
     pub(crate) fn value(&self) -> u64 {
         self.value
+    }
+
+    /// The table that the entry leads to.
+    #[inline]
+    pub(crate) fn below(&self) -> Option<Linked<'g>> {
+        Linked::spelled::<F>(self.value)
     }
 
     /// Gives the entry back with a new value. The old one is not a leaf.

@@ -15,7 +15,7 @@ use crate::format::{Format, leaf_size};
 use crate::frames::FrameAllocator;
 use crate::mirror::Mirror;
 use crate::page::{TablePage, WORDS};
-use crate::protocol::{Locked, Slot, State, Unlockable, dead, frozen, state};
+use crate::protocol::{Linked, Locked, Slot, State, Unlockable, dead, frozen, state};
 use crate::sync::{Ordering, fence};
 
 /// Why a table can't give way to a larger leaf.
@@ -58,23 +58,21 @@ pub(crate) struct Collapsible<'t, F: Format> {
     pub(crate) leaves: Leaves,
     /// The entries of a level-2 table, each locked.
     entries: Vec<Locked<'t, F>>,
-    /// The leaf tables among them, and the table itself.
-    tables: Vec<Pfn>,
+    /// The table itself, and the leaf tables behind its entries.
+    tables: Vec<Linked<'t>>,
 }
 
-impl<F: Format> Collapsible<'_, F> {
+impl<'t, F: Format> Collapsible<'t, F> {
     /// Whether any leaf that would go is dirty, or `None` if not all have these attributes, whatever their use.
     pub(super) fn uniform(
         &self,
-        table: &PageTable<F, impl FrameAllocator, impl Mirror>,
-        raw: u64,
+        table: &'t PageTable<F, impl FrameAllocator, impl Mirror>,
         attributes: Attributes<F>,
     ) -> Option<bool> {
-        let top = F::frame(raw, PageSize::Size4K);
-        let size = if self.entries.is_empty() { PageSize::Size4K } else { PageSize::Size2M };
-        self.tables.iter().try_fold(false, |dirty, &frame| {
-            let size = if frame == top { size } else { PageSize::Size4K };
-            Some(uniform_table(table.page_of(frame), size, attributes)? || dirty)
+        let top = if self.entries.is_empty() { PageSize::Size4K } else { PageSize::Size2M };
+        let sizes = core::iter::once(top).chain(core::iter::repeat(PageSize::Size4K));
+        self.tables.iter().zip(sizes).try_fold(false, |dirty, (&own, size)| {
+            Some(uniform_table(table.page_of(own), size, attributes)? || dirty)
         })
     }
 }
@@ -259,9 +257,9 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         pfn: Pfn,
         size: PageSize,
     ) -> Result<Collapsible<'t, F>, Stays> {
-        let frame = F::frame(locked.value(), PageSize::Size4K);
-        let page = self.page_of(frame);
-        let mut gone = Collapsible { leaves: Leaves::NONE, entries: Vec::new(), tables: Vec::from([frame]) };
+        let top = locked.below().ok_or(Stays::Other)?;
+        let page = self.page_of(top);
+        let mut gone = Collapsible { leaves: Leaves::NONE, entries: Vec::new(), tables: Vec::from([top]) };
         if size == PageSize::Size2M {
             gone.leaves.size_4k = run_of::<F>(page, pfn)?;
             return Ok(gone);
@@ -272,12 +270,11 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             match state::<F>(entry.value(), 2) {
                 State::Leaf if F::frame(entry.value(), PageSize::Size2M) == pfn => gone.leaves.size_2m += 1,
                 State::Leaf => return Err(Stays::Other),
-                State::Table => {
-                    let table = F::frame(entry.value(), PageSize::Size4K);
-                    gone.leaves.size_4k += run_of::<F>(self.page_of(table), pfn)?;
-                    gone.tables.push(table);
-                }
-                State::Absent | State::Frozen | State::Dead => {}
+                State::Table | State::Absent | State::Frozen | State::Dead => {}
+            }
+            if let Some(table) = entry.below() {
+                gone.leaves.size_4k += run_of::<F>(self.page_of(table), pfn)?;
+                gone.tables.push(table);
             }
             gone.entries.push(entry);
         }
@@ -303,7 +300,7 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             locked.publish(new);
         }
         flush.owe(position.base, position.span());
-        gone.tables.into_iter().for_each(|table| flush.remove(table));
+        gone.tables.into_iter().for_each(|table| flush.remove(table.frame()));
     }
 
     /// Writes a table, not yet linked, that maps what the leaf mapped.

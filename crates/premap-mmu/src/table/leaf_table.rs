@@ -30,14 +30,14 @@ pub(crate) enum Found<'t, F: Format> {
 }
 
 impl<'t, F: Format> LeafTable<'t, F> {
-    /// The leaf table behind a locked entry of level 2 that points to a table.
+    /// The leaf table behind a locked entry of level 2, if it points to one.
     pub(crate) fn behind<A: FrameAllocator, M: Mirror>(
         table: &'t PageTable<F, A, M>,
         locked: Locked<'t, F>,
         base: Gpa,
-    ) -> Self {
-        let page = table.page_of(F::frame(locked.value(), PageSize::Size4K));
-        Self { locked, page, base }
+    ) -> Option<Self> {
+        let page = table.page_of(locked.below()?);
+        Some(Self { locked, page, base })
     }
 
     /// Whether the address lies in what the table spans.
@@ -101,10 +101,10 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             let base = position.base;
             match state::<F>(position.raw, position.level) {
                 State::Leaf => return Ok(Found::Leaf(position)),
-                State::Table if position.level == 2 => {
-                    let page = self.page_of(F::frame(position.raw, PageSize::Size4K));
-                    let seen = leaf::load(page.word(index(gpa, 1)));
-                    if F::is_present(seen) && present != Present::Rebuild {
+                State::Table => {
+                    let entry = position.below.map(|table| self.page_of(table).word(index(gpa, 1)));
+                    let seen = entry.is_some_and(|word| F::is_present(leaf::load(word)));
+                    if seen && present != Present::Rebuild {
                         return Ok(Found::Present);
                     }
                 }
@@ -119,7 +119,11 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
                 Err(Unlockable::Frozen) => return Err(Obstacle::Frozen),
             };
             match state::<F>(locked.value(), 2) {
-                State::Table => return Ok(Found::LeafTable(LeafTable::behind(self, locked, base))),
+                State::Table => {
+                    if let Some(table) = LeafTable::behind(self, locked, base) {
+                        return Ok(Found::LeafTable(table));
+                    }
+                }
                 State::Absent => {
                     let Some(frame) = spare.frame else { continue };
                     if M::ACTIVE
@@ -130,7 +134,9 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
                     spare.frame = None;
                     let locked = locked.publish_locked(F::table(frame));
                     fence(Ordering::SeqCst);
-                    return Ok(Found::LeafTable(LeafTable::behind(self, locked, base)));
+                    if let Some(table) = LeafTable::behind(self, locked, base) {
+                        return Ok(Found::LeafTable(table));
+                    }
                 }
                 _ => {}
             }

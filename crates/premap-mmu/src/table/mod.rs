@@ -29,6 +29,7 @@ use crate::format::Format;
 use crate::frames::FrameAllocator;
 use crate::mirror::{Mirror, NoMirror};
 use crate::page::TablePage;
+use crate::protocol::look;
 use crate::spin::Spin;
 use crate::stripes::Stripes;
 use crate::sync::{AtomicU64, Ordering};
@@ -255,11 +256,9 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             return;
         }
         for word in page.words() {
-            let raw = crate::protocol::Slot::<F>::new(word).load();
-            if crate::protocol::state::<F>(raw, level) == crate::protocol::State::Table {
-                let frame = F::frame(raw, PageSize::Size4K);
-                self.tables_below(self.page_of(frame), level - 1, found);
-                found.push(frame);
+            if let (_, Some(table)) = look::<F>(word, level) {
+                self.tables_below(self.page_of(table), level - 1, found);
+                found.push(table.frame());
             }
         }
     }

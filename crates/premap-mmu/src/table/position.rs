@@ -5,7 +5,7 @@
 
 use core::ptr::NonNull;
 
-use premap_address::{Gpa, PageSize, Pfn};
+use premap_address::{Gpa, Pfn};
 
 use super::{Obstacle, PageTable};
 use crate::epoch::Guard;
@@ -13,7 +13,7 @@ use crate::format::{Format, index, shift};
 use crate::frames::FrameAllocator;
 use crate::mirror::Mirror;
 use crate::page::TablePage;
-use crate::protocol::{Slot, State, Unlockable, state};
+use crate::protocol::{Linked, Slot, State, Unlockable, look, state};
 use crate::sync::{Ordering, fence};
 
 /// An entry of level 2 or above in the tree, or of level 1 where a walk ends there.
@@ -25,6 +25,8 @@ pub(crate) struct Position<'t> {
     pub(crate) base: Gpa,
     /// The entry as it was found, without its lock bit.
     pub(crate) raw: u64,
+    /// The table that it led to.
+    pub(crate) below: Option<Linked<'t>>,
 }
 
 impl<'t> Position<'t> {
@@ -51,17 +53,19 @@ pub(super) fn initialise_empty<F: Format>(page: NonNull<TablePage>) {
 
 impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
     pub(crate) fn page_of_root(&self) -> &TablePage {
-        self.page_of(self.root)
+        // SAFETY: the root's frame was allocated and initialised when the table was made, and is given back when the
+        // table is dropped, which the borrow of the table precludes.
+        unsafe { self.frames.pointer(self.root).as_ref() }
     }
 
-    /// The table in a frame. The frame was read from a table entry under a guard that outlives the use of the result, or
-    /// is owned by the caller.
-    pub(crate) fn page_of(&self, frame: Pfn) -> &TablePage {
-        // SAFETY: the allocator's pointer is valid for a `TablePage` as long as the frame is not given back. Linked
-        // tables were initialised before the release store that linked them, which the acquire load of the entry
-        // that gave this number synchronises with; they are given back a grace period after they were unlinked, which
-        // the caller's guard holds off. Only the crate calls this, each time with such a frame.
-        unsafe { self.frames.pointer(frame).as_ref() }
+    /// The table that an entry led to.
+    pub(crate) fn page_of<'t>(&'t self, table: Linked<'t>) -> &'t TablePage {
+        // SAFETY: a `Linked` is made only of a table entry that was read where tables are reached from the root: by this
+        // function from an entry further up, under a guard. The allocator's pointer is valid for a `TablePage` as long
+        // as the frame is not given back. The table was initialised before the release that linked it, which the
+        // acquire that read the entry synchronises with; it is given back a grace period after it was unlinked, which
+        // the guard holds off, or pinned by a frozen entry while a `Flush` keeps it.
+        unsafe { self.frames.pointer(table.frame()).as_ref() }
     }
 
     /// Gives a frame back that nobody can reach any more.
@@ -103,8 +107,8 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             return None;
         }
         let below = |page: &'t TablePage, level: u8| {
-            let raw = Slot::<F>::new(page.word(index(gpa, level))).load();
-            F::is_table(raw).then(|| self.page_of(F::frame(raw, PageSize::Size4K)))
+            let (_, table) = Slot::<F>::new(page.word(index(gpa, level))).look();
+            table.map(|table| self.page_of(table))
         };
         let mut page = self.page_of_root();
         if self.levels == super::Levels::Five {
@@ -112,8 +116,8 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         }
         page = below(below(page, 4)?, 3)?;
         let slot = Slot::<F>::new(page.word(index(gpa, 2)));
-        let raw = slot.load();
-        F::is_table(raw).then(|| (slot, raw, self.page_of(F::frame(raw, PageSize::Size4K))))
+        let (raw, table) = slot.look();
+        table.map(|table| (slot, raw, self.page_of(table)))
     }
 
     /// The entry at which a walk to `gpa` ends: a leaf, one that is not present, or at the latest the one of `floor`.
@@ -123,20 +127,19 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             let mut level = self.levels.top();
             loop {
                 let index = index(gpa, level);
-                let raw = Slot::<F>::new(page.word(index)).load();
+                let (raw, below) = look::<F>(page.word(index), level);
                 if level > floor {
-                    match state::<F>(raw, level) {
-                        State::Table => {
-                            page = self.page_of(F::frame(raw, PageSize::Size4K));
-                            level -= 1;
-                            continue;
-                        }
-                        State::Dead => continue 'restart,
-                        State::Absent | State::Frozen | State::Leaf => {}
+                    if let Some(table) = below {
+                        page = self.page_of(table);
+                        level -= 1;
+                        continue;
+                    }
+                    if state::<F>(raw, level) == State::Dead {
+                        continue 'restart;
                     }
                 }
                 let base = Gpa::new(gpa.raw() >> shift(level) << shift(level));
-                return Position { page, index, level, base, raw };
+                return Position { page, index, level, base, raw, below };
             }
         }
     }

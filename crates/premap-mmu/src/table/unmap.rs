@@ -145,7 +145,7 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         part: Part,
         done: &mut Changed<'t, F, A, M>,
     ) -> Result<(), Stopped<M::Refusal>> {
-        let table = LeafTable::behind(self, locked, position.base);
+        let Some(table) = LeafTable::behind(self, locked, position.base) else { return Ok(()) };
         if part.covers(position)
             && !M::ACTIVE
             && let Some(leaves) = only_leaves::<F>(table.page)
