@@ -119,12 +119,12 @@ impl Epochs {
             // Whoever holds the list collects; there is no need for two to do so.
             let Some(mut retired) = self.retired.try_lock() else { return };
             let Some(youngest) = retired.last().map(|last| last.stamp) else { return };
-            while self.epoch.load(Ordering::Acquire) < youngest + 2 {
-                if !self.advance() {
-                    break;
+            let epoch = loop {
+                let epoch = self.epoch.load(Ordering::Acquire);
+                if epoch >= youngest + 2 || !self.advance() {
+                    break epoch;
                 }
-            }
-            let epoch = self.epoch.load(Ordering::Acquire);
+            };
             retired.extract_if(.., |frame| frame.stamp + 2 <= epoch).collect()
         };
         ripe.into_iter().for_each(|retired| free(retired.frame));

@@ -61,7 +61,9 @@ use core::marker::PhantomData;
 use premap_address::{PageSize, Pfn};
 
 use crate::format::Format;
+use crate::frames::FrameAllocator;
 use crate::sync::{AtomicU64, Backoff, Ordering};
+use crate::table::{NewTable, Spare};
 
 /// In a present entry or an absent one of level 2 and above: someone changes it, or the leaf table behind it.
 const LOCK: u64 = 1 << 55;
@@ -127,6 +129,21 @@ impl<'g> Linked<'g> {
     }
 }
 
+/// A table that was taken out of the tree, or never came into it: no entry leads to it.
+#[derive(Debug)]
+pub(crate) struct Removed(Pfn);
+
+impl Removed {
+    /// The table that a frozen entry was to lead to, and won't, since its flush is dropped.
+    pub(crate) fn never_linked<F: Format>(thawed: u64) -> Option<Self> {
+        Linked::spelled::<F>(thawed).map(|table| Self(table.frame))
+    }
+
+    pub(crate) fn into_frame(self) -> Pfn {
+        self.0
+    }
+}
+
 /// An entry of any level as a walker sees it, without its lock bit, and the table that it leads to.
 #[inline]
 pub(crate) fn look<F: Format>(word: &AtomicU64, level: u8) -> (u64, Option<Linked<'_>>) {
@@ -169,10 +186,15 @@ impl<'g, F: Format> Slot<'g, F> {
         (raw, Linked::spelled::<F>(raw))
     }
 
-    /// Publishes a table or a leaf in an absent entry, without taking the lock, or does nothing.
+    /// Publishes a table in an absent entry, without taking the lock, or gives the table back.
     #[inline]
-    pub(crate) fn publish_if_absent(self, raw: u64) -> bool {
-        self.word.compare_exchange(F::ABSENT, raw, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    pub(crate) fn publish_if_absent(self, table: NewTable<'_, impl FrameAllocator>) -> bool {
+        let raw = F::table(table.frame());
+        let absent = self.word.compare_exchange(F::ABSENT, raw, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if absent {
+            table.into_frame();
+        }
+        absent
     }
 
     /// Whether the entry is absent and nobody holds its lock.
@@ -250,10 +272,22 @@ impl<'g, F: Format> Locked<'g, F> {
         core::mem::forget(self);
     }
 
+    /// Takes out the table that the entry leads to, if it leads to one, and gives the entry back with a new value.
+    #[inline]
+    pub(crate) fn unlink(self, raw: u64) -> Option<Removed> {
+        let Some(table) = self.below() else {
+            self.exchange(raw);
+            return None;
+        };
+        self.publish(raw);
+        Some(Removed(table.frame))
+    }
+
     /// Publishes a table in the entry and keeps the lock. The entry was absent.
     #[inline]
-    pub(crate) fn publish_locked(self, raw: u64) -> Self {
+    pub(crate) fn publish_locked(self, table: NewTable<'_, impl FrameAllocator>) -> Self {
         debug_assert!(!F::is_present(self.value));
+        let raw = F::table(table.into_frame());
         let slot = self.slot;
         slot.word.store(raw | LOCK, Ordering::Release);
         core::mem::forget(self);
@@ -268,23 +302,28 @@ impl<'g, F: Format> Locked<'g, F> {
         old
     }
 
-    /// Gives a leaf's entry back with a new value.
+    /// Gives a leaf's entry back with a table in its place.
     ///
     /// # Errors
     /// The processor changed the leaf since it was locked or last asked for: the entry is given back to the caller, still
-    /// locked, with what the leaf is now.
+    /// locked, with what the leaf is now, and the table to be written anew.
     #[inline]
-    pub(crate) fn replace(mut self, raw: u64) -> Result<(), Self> {
+    pub(crate) fn replace<'a, A: FrameAllocator>(
+        mut self,
+        table: NewTable<'a, A>,
+    ) -> Result<(), (Self, Spare<'a, A>)> {
+        let raw = F::table(table.frame());
         let exchanged =
             self.slot.word.compare_exchange(self.value | LOCK, raw, Ordering::AcqRel, Ordering::Relaxed);
         match exchanged {
             Ok(_) => {
                 core::mem::forget(self);
+                table.into_frame();
                 Ok(())
             }
             Err(now) => {
                 self.value = now & !LOCK;
-                Err(self)
+                Err((self, table.into_spare()))
             }
         }
     }

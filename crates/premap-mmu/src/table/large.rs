@@ -7,7 +7,7 @@ use premap_address::{PAGE_SIZE, PageSize, Pfn};
 use super::leaf_table::{Contents, contents};
 use super::map::{Mapped, Run, narrows};
 use super::resize::uniform_table;
-use super::{Obstacle, PageTable, Position, Present, Stopped};
+use super::{NewTable, Obstacle, PageTable, Position, Present, Spare, Stopped};
 use crate::attributes::{Attributes, Leaves};
 use crate::epoch::Guard;
 use crate::flush::Flush;
@@ -223,29 +223,24 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         else {
             return Ok(Split::Nothing);
         };
-        let frame = self.frames.allocate().ok_or(Obstacle::OutOfFrames)?;
+        let mut spare = Spare::take(&self.frames).ok_or(Obstacle::OutOfFrames)?;
         let mut locked = match position.slot::<F>().lock() {
             Ok(locked) if state::<F>(locked.value(), position.level) == State::Leaf => locked,
-            other => {
-                self.free(frame);
-                return match other {
-                    Err(Unlockable::Frozen) => Err(Obstacle::Frozen),
-                    _ => Ok(Split::Nothing),
-                };
-            }
+            Err(Unlockable::Frozen) => return Err(Obstacle::Frozen),
+            _ => return Ok(Split::Nothing),
         };
         if F::BREAK_BEFORE_MAKE {
             let old = locked.exchange(frozen::<F>());
-            self.write_split(frame, old, size, smaller);
+            let table = write_split::<F, A>(spare, old, size, smaller);
             flush.owe(position.base, size.bytes());
-            flush.freeze(position.page, position.index, 1, F::table(frame));
+            flush.freeze(position.page, position.index, 1, F::table(table.into_frame()));
             return Ok(Split::AfterFlush(size, smaller));
         }
         loop {
-            self.write_split(frame, locked.value(), size, smaller);
-            match locked.replace(F::table(frame)) {
+            let table = write_split::<F, A>(spare, locked.value(), size, smaller);
+            match locked.replace(table) {
                 Ok(()) => return Ok(Split::Done(size, smaller)),
-                Err(used) => locked = used,
+                Err(used) => (locked, spare) = used,
             }
         }
     }
@@ -291,25 +286,29 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         flush: &mut Flush<'t, F, A, M>,
     ) {
         for entry in gone.entries {
-            entry.exchange(dead::<F>());
+            flush.remove(entry.unlink(dead::<F>()));
         }
         if F::BREAK_BEFORE_MAKE {
-            locked.publish(frozen::<F>());
+            flush.remove(locked.unlink(frozen::<F>()));
             flush.freeze(position.page, position.index, 1, new);
         } else {
-            locked.publish(new);
+            flush.remove(locked.unlink(new));
         }
         flush.owe(position.base, position.span());
-        gone.tables.into_iter().for_each(|table| flush.remove(table.frame()));
     }
+}
 
-    /// Writes a table, not yet linked, that maps what the leaf mapped.
-    fn write_split(&self, frame: Pfn, leaf: u64, size: PageSize, smaller: PageSize) {
-        let (first, attributes) = (F::frame(leaf, size), F::attributes(leaf, size));
-        self.write_table(frame, |index| {
-            F::leaf(Pfn::new(first.number() + index as u64 * smaller.pages()), smaller, attributes)
-        });
-    }
+/// Writes a table that maps what the leaf mapped.
+fn write_split<'t, F: Format, A: FrameAllocator>(
+    spare: Spare<'t, A>,
+    leaf: u64,
+    size: PageSize,
+    smaller: PageSize,
+) -> NewTable<'t, A> {
+    let (first, attributes) = (F::frame(leaf, size), F::attributes(leaf, size));
+    spare.write::<F>(0, WORDS, |index| {
+        F::leaf(Pfn::new(first.number() + index as u64 * smaller.pages()), smaller, attributes)
+    })
 }
 
 fn run_of<F: Format>(page: &TablePage, first: Pfn) -> Result<u64, Stays> {

@@ -2,7 +2,7 @@
 
 use premap_address::{Gpa, PageSize, Pfn};
 
-use super::{Obstacle, PageTable, Position, Present};
+use super::{NewTable, Obstacle, PageTable, Position, Present};
 use crate::attributes::Mapping;
 use crate::epoch::Guard;
 use crate::format::{Format, index};
@@ -95,7 +95,7 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         gpa: Gpa,
         present: Present,
     ) -> Result<Found<'t, F>, Obstacle<M::Refusal>> {
-        let mut spare = Spare { table: self, frame: None };
+        let mut spare = None;
         loop {
             let position = self.reach(guard, gpa, 2)?;
             let base = position.base;
@@ -108,8 +108,8 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
                         return Ok(Found::Present);
                     }
                 }
-                State::Absent if spare.frame.is_none() => {
-                    spare.frame = Some(self.new_table(0, 0, |_| F::ABSENT).ok_or(Obstacle::OutOfFrames)?);
+                State::Absent if spare.is_none() => {
+                    spare = Some(NewTable::empty::<F>(&self.frames).ok_or(Obstacle::OutOfFrames)?);
                 }
                 _ => {}
             }
@@ -125,14 +125,11 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
                     }
                 }
                 State::Absent => {
-                    let Some(frame) = spare.frame else { continue };
-                    if M::ACTIVE
-                        && let Err(refusal) = self.mirror().link_table(base, 1, frame)
-                    {
-                        return Err(Obstacle::Refused(refusal));
+                    let Some(table) = spare.take() else { continue };
+                    if M::ACTIVE {
+                        self.mirror().link_table(base, 1, table.frame()).map_err(Obstacle::Refused)?;
                     }
-                    spare.frame = None;
-                    let locked = locked.publish_locked(F::table(frame));
+                    let locked = locked.publish_locked(table);
                     fence(Ordering::SeqCst);
                     if let Some(table) = LeafTable::behind(self, locked, base) {
                         return Ok(Found::LeafTable(table));
@@ -152,20 +149,6 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             page_size,
             attributes: F::attributes(raw, page_size),
         })
-    }
-}
-
-/// A table made ahead of need, given back if it was not.
-struct Spare<'t, F: Format, A: FrameAllocator, M: Mirror> {
-    table: &'t PageTable<F, A, M>,
-    frame: Option<Pfn>,
-}
-
-impl<F: Format, A: FrameAllocator, M: Mirror> Drop for Spare<'_, F, A, M> {
-    fn drop(&mut self) {
-        if let Some(frame) = self.frame.take() {
-            self.table.free(frame);
-        }
     }
 }
 

@@ -3,11 +3,9 @@
 // the protocol (linked tables are initialised, and not freed while the caller holds an epoch guard).
 #![expect(unsafe_code, reason = "follows frame numbers of table entries to the tables")]
 
-use core::ptr::NonNull;
+use premap_address::Gpa;
 
-use premap_address::{Gpa, Pfn};
-
-use super::{Obstacle, PageTable};
+use super::{NewTable, Obstacle, PageTable};
 use crate::epoch::Guard;
 use crate::format::{Format, index, shift};
 use crate::frames::FrameAllocator;
@@ -45,12 +43,6 @@ impl<'t> Position<'t> {
     }
 }
 
-/// Writes a new table of absent entries.
-pub(super) fn initialise_empty<F: Format>(page: NonNull<TablePage>) {
-    // SAFETY: callers pass the pointer of a frame that they have just allocated and not linked.
-    unsafe { TablePage::initialise(page, F::ABSENT, 0, 0, |_| F::ABSENT) }
-}
-
 impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
     pub(crate) fn page_of_root(&self) -> &TablePage {
         // SAFETY: the root's frame was allocated and initialised when the table was made, and is given back when the
@@ -66,33 +58,6 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         // acquire that read the entry synchronises with; it is given back a grace period after it was unlinked, which
         // the guard holds off, or pinned by a frozen entry while a `Flush` keeps it.
         unsafe { self.frames.pointer(table.frame()).as_ref() }
-    }
-
-    /// Gives a frame back that nobody can reach any more.
-    pub(super) fn free(&self, frame: Pfn) {
-        // SAFETY: callers pass frames of our allocator after the grace period, on drop, or never linked.
-        unsafe { self.frames.free(frame) }
-    }
-
-    /// A new table holding `value(index)` for `count` entries from `first` and nothing else.
-    pub(super) fn new_table(
-        &self,
-        first: usize,
-        count: usize,
-        value: impl FnMut(usize) -> u64,
-    ) -> Option<Pfn> {
-        let frame = self.frames.allocate()?;
-        // SAFETY: the frame was allocated just now, so the pointer is valid and nobody else uses it.
-        unsafe { TablePage::initialise(self.frames.pointer(frame), F::ABSENT, first, count, value) };
-        Some(frame)
-    }
-
-    /// Writes every entry of a table that is not linked.
-    pub(super) fn write_table(&self, frame: Pfn, value: impl FnMut(usize) -> u64) {
-        // SAFETY: callers pass a frame that they allocated and that is not linked, so nobody else uses it.
-        unsafe {
-            TablePage::initialise(self.frames.pointer(frame), F::ABSENT, 0, crate::page::WORDS, value);
-        }
     }
 
     /// The leaf table for an address, if a walk gets there without a detour: the entry that points to it, as it was found,
@@ -161,14 +126,12 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             }
             match position.slot::<F>().lock() {
                 Ok(locked) if state::<F>(locked.value(), position.level) == State::Absent => {
-                    let frame = self.new_table(0, 0, |_| F::ABSENT).ok_or(Obstacle::OutOfFrames)?;
-                    if M::ACTIVE
-                        && let Err(refusal) = self.mirror.link_table(position.base, position.level - 1, frame)
-                    {
-                        self.free(frame);
-                        return Err(Obstacle::Refused(refusal));
+                    let table = NewTable::empty::<F>(&self.frames).ok_or(Obstacle::OutOfFrames)?;
+                    if M::ACTIVE {
+                        let told = self.mirror.link_table(position.base, position.level - 1, table.frame());
+                        told.map_err(Obstacle::Refused)?;
                     }
-                    locked.publish(F::table(frame));
+                    locked.publish(F::table(table.into_frame()));
                     fence(Ordering::SeqCst);
                 }
                 // Someone was faster.
