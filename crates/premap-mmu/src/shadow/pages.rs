@@ -15,6 +15,7 @@ use crate::attributes::Permissions;
 use crate::format::Format;
 use crate::frames::FrameAllocator;
 use crate::page::TablePage;
+use crate::table::NewTable;
 
 /// Names a shadow page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -177,9 +178,7 @@ impl<F: Format> Pages<F> {
                 return Err(ShadowFault::OutOfPages);
             }
         }
-        let frame = frames.allocate().ok_or(ShadowFault::OutOfFrames)?;
-        // SAFETY: the frame was allocated just now and is linked nowhere.
-        unsafe { TablePage::initialise(frames.pointer(frame), F::ABSENT, 0, 0, |_| F::ABSENT) };
+        let frame = NewTable::empty::<F>(frames).ok_or(ShadowFault::OutOfFrames)?.into_frame();
         let page = ShadowPage { key, frame, parents: Vec::new(), roots: 0, writes: 0 };
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
