@@ -19,7 +19,7 @@ use super::order::{Event, History, explains, meetings, show};
 use super::{Clock, Random, at_once};
 
 const STEPS: usize = 8;
-const ROUNDS: u64 = if cfg!(debug_assertions) { 4_000 } else { 16_000 };
+const ROUNDS: u64 = 4_000;
 
 /// The block's first page.
 const FIRST: u64 = 2 * BLOCK;
