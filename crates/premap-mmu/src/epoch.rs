@@ -77,7 +77,8 @@ impl Epochs {
             if self.epoch.load(Ordering::Relaxed) == epoch {
                 return Guard { pins };
             }
-            pins.fetch_sub(1, Ordering::Release);
+            // Nothing was read under this pin.
+            pins.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
