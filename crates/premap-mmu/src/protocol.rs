@@ -56,6 +56,8 @@
 //! Loom checks the first four on this very code (`tests/loom`, and the models in [`epoch`](crate::epoch)); 5 and 6 are what
 //! the histories of `tests/linearizable` are held against.
 
+pub(crate) mod leaf;
+
 use core::marker::PhantomData;
 
 use premap_address::{PageSize, Pfn};
@@ -380,35 +382,6 @@ pub(crate) fn touch(word: &AtomicU64, seen: u64, touched: u64) -> bool {
         }
     }
     false
-}
-
-/// The words of a leaf table, with the operations that its lock gives the right to.
-pub(crate) mod leaf {
-    use super::{AtomicU64, Format, Ordering, frozen, update};
-
-    /// The entry.
-    #[inline]
-    pub(crate) fn load(word: &AtomicU64) -> u64 {
-        word.load(Ordering::Acquire)
-    }
-
-    /// Publishes a leaf in an absent entry.
-    #[inline]
-    pub(crate) fn install(word: &AtomicU64, raw: u64) {
-        word.store(raw, Ordering::Release);
-    }
-
-    /// Freezes a present leaf; returns it with its last accessed and dirty bits.
-    #[inline]
-    pub(crate) fn freeze<F: Format>(word: &AtomicU64) -> u64 {
-        word.swap(frozen::<F>(), Ordering::AcqRel)
-    }
-
-    /// Changes a present leaf in place; returns old and new.
-    #[inline]
-    pub(crate) fn change(word: &AtomicU64, change: impl FnMut(u64) -> u64) -> (u64, u64) {
-        update(word, change)
-    }
 }
 
 /// Thaws an entry that an owed flush froze: the owner's right, and no lock is needed.
