@@ -8,11 +8,21 @@
 //! **Guarantee.** While a [`Guard`] lives, no frame is freed that was linked at any time since the guard was made. And
 //! [`Epochs::synchronize`] returns only after every guard has gone that lived when it was called.
 //!
-//! **Why it holds.** A pin whose second look saw `e` is counted before the epoch leaves `e` (both looks and the count are
-//! in one total order with the scan), so the scan that would let the epoch go from `e + 1` to `e + 2` sees it and waits. A
-//! frame stamped `t` was unlinked before some write moved the epoch to `t + 1`: the stamp is taken by a read-modify-write,
-//! so that write comes after it in the epoch's history and a pin that saw `t + 1` sees the frame unlinked. Hence only
-//! pins of `t` and before can hold it, and at `t + 2` they are gone.
+//! **Why it holds.** Take a pin whose second look saw `e`, and the scan that would let the epoch go from `e + 1` to
+//! `e + 2`. The pin adds to a counter and the scan adds nothing to it, but both are read-modify-writes of one word, so one
+//! comes first. If it is the pin, the scan sees it and the epoch stays. If it is the scan, the pin acquires what the
+//! scan released; the scanner had read `e + 1` before, so the pin's second look reads no less, and it starts over.
+//!
+//! A frame stamped `t` was unlinked before some write moved the epoch to `t + 1`: the stamp is a read-modify-write that
+//! releases, so that write comes after it in the epoch's history and passes on what it released, and a pin that read
+//! `t + 1` sees the frame unlinked. Hence only pins of `t` and before can hold it, and at `t + 2` they are gone. What a
+//! pin's holder read of the frame comes before it is freed: the pin's end releases, the scan acquires, the write of the
+//! epoch after the scan releases, and who frees acquires that.
+//!
+//! No access here is sequentially consistent. That is not for speed: loom takes sequentially consistent accesses for
+//! acquiring and releasing ones, so what needs more of them can't be checked. Each ordering here was weakened, and a
+//! model failed. What loom does not see is what C11's model allows beyond the order in which a program's steps are run
+//! (a load that reads a store made later), and more than three preemptions of three threads.
 //!
 //! **Why ours.** crossbeam-epoch without std has no thread-local handle: each walker would carry a `LocalHandle` that is
 //! bound to its thread, vCPU threads would have to register with every table, and loom can't look inside it. Here a pin is
@@ -24,7 +34,7 @@ use premap_address::Pfn;
 
 use crate::spin::Spin;
 use crate::stripes::Stripes;
-use crate::sync::{AtomicU64, AtomicUsize, Backoff, Ordering, fence};
+use crate::sync::{AtomicU64, AtomicUsize, Backoff, Ordering};
 
 /// The pins of one stripe by the parity of their epoch.
 type Pins = [AtomicUsize; 2];
@@ -63,41 +73,49 @@ impl Epochs {
         loop {
             let epoch = self.epoch.load(Ordering::Acquire);
             let pins = &mine[parity(epoch)];
-            pins.fetch_add(1, Ordering::SeqCst);
-            model_fence();
-            if self.epoch.load(Ordering::SeqCst) == epoch {
+            pins.fetch_add(1, Ordering::Acquire);
+            if self.epoch.load(Ordering::Relaxed) == epoch {
                 return Guard { pins };
             }
-            pins.fetch_sub(1, Ordering::Release);
+            // Nothing was read under this pin.
+            pins.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// Moves the epoch on by one if no pin of the epoch before the current one is left.
     fn advance(&self) -> bool {
-        let epoch = self.epoch.load(Ordering::SeqCst);
-        model_fence();
+        let epoch = self.epoch.load(Ordering::Relaxed);
         let before = parity(epoch.wrapping_sub(1));
-        if self.pins.iter().any(|pins| pins[before].load(Ordering::SeqCst) != 0) {
+        // Not a load: the scan has its place among the pins of the counter.
+        if self.pins.iter().any(|pins| pins[before].fetch_add(0, Ordering::AcqRel) != 0) {
             return false;
         }
-        // The scan's loads acquired what the pins' ends released; this write hands it to who frees.
-        self.epoch.compare_exchange(epoch, epoch + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        self.epoch.compare_exchange(epoch, epoch + 1, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 
     /// Waits until every guard that lives now has gone. The caller holds none itself.
     pub(crate) fn synchronize(&self) {
         let target = self.stamp() + 2;
         let mut backoff = Backoff::new();
-        while self.epoch.load(Ordering::Acquire) < target {
-            if !self.advance() {
-                backoff.wait();
+        while self.advance_to(target) < target {
+            backoff.wait();
+        }
+    }
+
+    /// Moves the epoch on to this one, or as far as pins let it; says how far it is.
+    fn advance_to(&self, target: u64) -> u64 {
+        loop {
+            let moved = self.advance();
+            let epoch = self.epoch.load(Ordering::Acquire);
+            if epoch >= target || !moved {
+                return epoch;
             }
         }
     }
 
     /// The epoch now, ordered after everything that the caller did before.
     fn stamp(&self) -> u64 {
-        self.epoch.fetch_add(0, Ordering::SeqCst)
+        self.epoch.fetch_add(0, Ordering::Release)
     }
 
     /// Takes frames that nothing links to any more, and gives `free` those whose time has come.
@@ -113,12 +131,7 @@ impl Epochs {
             // Whoever holds the list collects; there is no need for two to do so.
             let Some(mut retired) = self.retired.try_lock() else { return };
             let Some(youngest) = retired.last().map(|last| last.stamp) else { return };
-            while self.epoch.load(Ordering::Acquire) < youngest + 2 {
-                if !self.advance() {
-                    break;
-                }
-            }
-            let epoch = self.epoch.load(Ordering::Acquire);
+            let epoch = self.advance_to(youngest + 2);
             retired.extract_if(.., |frame| frame.stamp + 2 <= epoch).collect()
         };
         ripe.into_iter().for_each(|retired| free(retired.frame));
@@ -143,11 +156,78 @@ impl Drop for Guard<'_> {
     }
 }
 
-/// Loom takes `SeqCst` accesses for acquire-release ones and knows the total order of fences only. In Rust's own model,
-/// and so on every processor, the accesses suffice, and this is nothing.
-#[inline]
-pub(crate) fn model_fence() {
-    if cfg!(loom) {
-        fence(Ordering::SeqCst);
+#[cfg(all(test, loom))]
+// UNSAFETY: a cell that loom watches is shared between threads.
+#[expect(unsafe_code, reason = "loom's cell is not Sync")]
+mod loom_models {
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    /// A frame that a link leads to. Walking reads its cell and freeing writes it: loom finds what is not ordered, whatever
+    /// the values read.
+    struct Frame {
+        epochs: Epochs,
+        linked: AtomicUsize,
+        content: UnsafeCell<()>,
+    }
+
+    // SAFETY: the cell holds nothing; loom checks the order in which it is entered.
+    unsafe impl Sync for Frame {}
+    // SAFETY: as for `Sync`.
+    unsafe impl Send for Frame {}
+
+    impl Frame {
+        fn walk(&self) {
+            let _guard = self.epochs.pin();
+            if self.linked.load(Ordering::Acquire) != 0 {
+                self.content.with(|_| ());
+            }
+        }
+
+        fn free(&self) {
+            self.content.with_mut(|_| ());
+        }
+
+        fn unlink(&self) {
+            self.linked.store(0, Ordering::Release);
+            self.epochs.retire([Pfn::new(1)], |_| self.free());
+        }
+    }
+
+    fn check(unlinker: impl Fn(&Frame) + Copy + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(move || {
+            let frame = Arc::new(Frame {
+                epochs: Epochs::new(),
+                linked: AtomicUsize::new(1),
+                content: UnsafeCell::new(()),
+            });
+            let run = |part: fn(&Frame)| {
+                let frame = frame.clone();
+                thread::spawn(move || part(&frame))
+            };
+            // The third moves the epoch, so that neither a pin nor a stamp is ordered by what its own thread did.
+            let others = [run(Frame::walk), run(|frame| _ = frame.epochs.advance())];
+            unlinker(&frame);
+            others.into_iter().for_each(|other| other.join().expect("no panic"));
+        });
+    }
+
+    #[test]
+    fn a_frame_is_freed_after_all_that_found_it() {
+        check(Frame::unlink);
+    }
+
+    #[test]
+    fn synchronize_waits_for_all_that_found_it() {
+        check(|frame| {
+            frame.linked.store(0, Ordering::Release);
+            frame.epochs.synchronize();
+            frame.free();
+        });
     }
 }

@@ -10,13 +10,13 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use premap_address::{Gpa, GpaRange, PageSize, Pfn};
+use premap_address::{Gpa, GpaRange};
 
 use crate::format::Format;
 use crate::frames::FrameAllocator;
 use crate::mirror::Mirror;
 use crate::page::TablePage;
-use crate::protocol;
+use crate::protocol::{self, Removed};
 use crate::table::PageTable;
 
 /// A run of frozen entries, and what they become when the flush is done.
@@ -35,7 +35,7 @@ pub struct Flush<'t, F: Format, A: FrameAllocator, M: Mirror> {
     /// The hull of all that changed: first byte and last byte.
     hull: Option<(u64, u64)>,
     frozen: Vec<Frozen<'t>>,
-    removed: Vec<Pfn>,
+    removed: Vec<Removed>,
 }
 
 impl<F: Format, A: FrameAllocator, M: Mirror> fmt::Debug for Flush<'_, F, A, M> {
@@ -131,16 +131,16 @@ impl<'t, F: Format, A: FrameAllocator, M: Mirror> Flush<'t, F, A, M> {
         }
     }
 
-    /// The caller unlinked this table.
-    pub(crate) fn remove(&mut self, table: Pfn) {
-        self.removed.push(table);
+    /// The caller took this table out, if it is one.
+    pub(crate) fn remove(&mut self, table: Option<Removed>) {
+        self.removed.extend(table);
     }
 }
 
 impl<F: Format, A: FrameAllocator, M: Mirror> Drop for Flush<'_, F, A, M> {
     fn drop(&mut self) {
-        let waiting = self.frozen.drain(..).filter(|run| F::is_table(run.value));
-        self.removed.extend(waiting.map(|run| F::frame(run.value, PageSize::Size4K)));
+        let waiting = self.frozen.drain(..).filter_map(|run| Removed::never_linked::<F>(run.value));
+        self.removed.extend(waiting);
         if !self.removed.is_empty() {
             self.table.park(self.removed.drain(..));
         }

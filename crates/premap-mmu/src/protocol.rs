@@ -45,12 +45,27 @@
 //!    the new mapping. Where both take the same lock that follows from the lock; where a mapper links a new table while an
 //!    unmapper finds nothing to lock, from a sequentially consistent fence on each side.
 //!
-//! Loom checks these on this very code: see `tests/loom.rs`.
+//! 5. Operations are in one order block by block (of 2 MiB). To who takes the lock, an operation is done in a block whole
+//!    or up to where it [stopped](crate::Stopped), and a range of several blocks is as many operations. Two things of it
+//!    can be seen apart: the split of a large leaf of which it changes a part, which comes first and changes nothing that
+//!    is mapped; and the end of its flush, until which what it took away is frozen. A page of a cursor is an operation of
+//!    its own.
+//! 6. To a walker, which takes no lock, the pages of a table change one by one in ascending order. At one moment it sees a
+//!    large leaf change, a table come with all that was mapped with it, and a table go. A query is a walk of each page.
+//!
+//! Loom checks the first four on this very code (`tests/loom`, and the models in [`epoch`](crate::epoch)); 5 and 6 are what
+//! the histories of `tests/linearizable` are held against.
+
+pub(crate) mod leaf;
 
 use core::marker::PhantomData;
 
+use premap_address::{PageSize, Pfn};
+
 use crate::format::Format;
+use crate::frames::FrameAllocator;
 use crate::sync::{AtomicU64, Backoff, Ordering};
+use crate::table::{NewTable, Spare};
 
 /// In a present entry or an absent one of level 2 and above: someone changes it, or the leaf table behind it.
 const LOCK: u64 = 1 << 55;
@@ -95,6 +110,48 @@ pub(crate) const fn dead<F: Format>() -> u64 {
     F::ABSENT | DEAD
 }
 
+/// A table that an entry led to when it was read. Nothing makes one but reading an entry, or holding its lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Linked<'g> {
+    frame: Pfn,
+    entry: PhantomData<&'g AtomicU64>,
+}
+
+impl<'g> Linked<'g> {
+    /// The table that an entry of level 2 or above spells, if it spells one.
+    #[inline]
+    fn spelled<F: Format>(raw: u64) -> Option<Self> {
+        let linked = || Self { frame: F::frame(raw, PageSize::Size4K), entry: PhantomData };
+        F::is_table(raw).then(linked)
+    }
+
+    #[inline]
+    pub(crate) fn frame(self) -> Pfn {
+        self.frame
+    }
+}
+
+/// A table that was taken out of the tree, or never came into it: no entry leads to it.
+#[derive(Debug)]
+pub(crate) struct Removed(Pfn);
+
+impl Removed {
+    /// The table that a frozen entry was to lead to, and won't, since its flush is dropped.
+    pub(crate) fn never_linked<F: Format>(thawed: u64) -> Option<Self> {
+        Linked::spelled::<F>(thawed).map(|table| Self(table.frame))
+    }
+
+    pub(crate) fn into_frame(self) -> Pfn {
+        self.0
+    }
+}
+
+/// An entry of any level as a walker sees it, without its lock bit, and the table that it leads to.
+#[inline]
+pub(crate) fn look<F: Format>(word: &AtomicU64, level: u8) -> (u64, Option<Linked<'_>>) {
+    if level == 1 { (leaf::load(word), None) } else { Slot::<F>::new(word).look() }
+}
+
 /// An entry of level 2 or above.
 pub(crate) struct Slot<'g, F> {
     word: &'g AtomicU64,
@@ -124,16 +181,22 @@ impl<'g, F: Format> Slot<'g, F> {
         Self { word, format: PhantomData }
     }
 
-    /// The entry as a walker sees it, without its lock bit.
+    /// The entry as a walker sees it, without its lock bit, and the table that it leads to.
     #[inline]
-    pub(crate) fn load(self) -> u64 {
-        self.word.load(Ordering::Acquire) & !LOCK
+    pub(crate) fn look(self) -> (u64, Option<Linked<'g>>) {
+        let raw = self.word.load(Ordering::Acquire) & !LOCK;
+        (raw, Linked::spelled::<F>(raw))
     }
 
-    /// Publishes a table or a leaf in an absent entry, without taking the lock, or does nothing.
+    /// Publishes a table in an absent entry, without taking the lock, or gives the table back.
     #[inline]
-    pub(crate) fn publish_if_absent(self, raw: u64) -> bool {
-        self.word.compare_exchange(F::ABSENT, raw, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    pub(crate) fn publish_if_absent(self, table: NewTable<'_, impl FrameAllocator>) -> bool {
+        let raw = F::table(table.frame());
+        let absent = self.word.compare_exchange(F::ABSENT, raw, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if absent {
+            table.into_frame();
+        }
+        absent
     }
 
     /// Whether the entry is absent and nobody holds its lock.
@@ -197,6 +260,12 @@ impl<'g, F: Format> Locked<'g, F> {
         self.value
     }
 
+    /// The table that the entry leads to.
+    #[inline]
+    pub(crate) fn below(&self) -> Option<Linked<'g>> {
+        Linked::spelled::<F>(self.value)
+    }
+
     /// Gives the entry back with a new value. The old one is not a leaf.
     #[inline]
     pub(crate) fn publish(self, raw: u64) {
@@ -205,10 +274,22 @@ impl<'g, F: Format> Locked<'g, F> {
         core::mem::forget(self);
     }
 
+    /// Takes out the table that the entry leads to, if it leads to one, and gives the entry back with a new value.
+    #[inline]
+    pub(crate) fn unlink(self, raw: u64) -> Option<Removed> {
+        let Some(table) = self.below() else {
+            self.exchange(raw);
+            return None;
+        };
+        self.publish(raw);
+        Some(Removed(table.frame))
+    }
+
     /// Publishes a table in the entry and keeps the lock. The entry was absent.
     #[inline]
-    pub(crate) fn publish_locked(self, raw: u64) -> Self {
+    pub(crate) fn publish_locked(self, table: NewTable<'_, impl FrameAllocator>) -> Self {
         debug_assert!(!F::is_present(self.value));
+        let raw = F::table(table.into_frame());
         let slot = self.slot;
         slot.word.store(raw | LOCK, Ordering::Release);
         core::mem::forget(self);
@@ -223,23 +304,28 @@ impl<'g, F: Format> Locked<'g, F> {
         old
     }
 
-    /// Gives a leaf's entry back with a new value.
+    /// Gives a leaf's entry back with a table in its place.
     ///
     /// # Errors
     /// The processor changed the leaf since it was locked or last asked for: the entry is given back to the caller, still
-    /// locked, with what the leaf is now.
+    /// locked, with what the leaf is now, and the table to be written anew.
     #[inline]
-    pub(crate) fn replace(mut self, raw: u64) -> Result<(), Self> {
+    pub(crate) fn replace<'a, A: FrameAllocator>(
+        mut self,
+        table: NewTable<'a, A>,
+    ) -> Result<(), (Self, Spare<'a, A>)> {
+        let raw = F::table(table.frame());
         let exchanged =
             self.slot.word.compare_exchange(self.value | LOCK, raw, Ordering::AcqRel, Ordering::Relaxed);
         match exchanged {
             Ok(_) => {
                 core::mem::forget(self);
+                table.into_frame();
                 Ok(())
             }
             Err(now) => {
                 self.value = now & !LOCK;
-                Err(self)
+                Err((self, table.into_spare()))
             }
         }
     }
@@ -296,35 +382,6 @@ pub(crate) fn touch(word: &AtomicU64, seen: u64, touched: u64) -> bool {
         }
     }
     false
-}
-
-/// The words of a leaf table, with the operations that its lock gives the right to.
-pub(crate) mod leaf {
-    use super::{AtomicU64, Format, Ordering, frozen, update};
-
-    /// The entry.
-    #[inline]
-    pub(crate) fn load(word: &AtomicU64) -> u64 {
-        word.load(Ordering::Acquire)
-    }
-
-    /// Publishes a leaf in an absent entry.
-    #[inline]
-    pub(crate) fn install(word: &AtomicU64, raw: u64) {
-        word.store(raw, Ordering::Release);
-    }
-
-    /// Freezes a present leaf; returns it with its last accessed and dirty bits.
-    #[inline]
-    pub(crate) fn freeze<F: Format>(word: &AtomicU64) -> u64 {
-        word.swap(frozen::<F>(), Ordering::AcqRel)
-    }
-
-    /// Changes a present leaf in place; returns old and new.
-    #[inline]
-    pub(crate) fn change(word: &AtomicU64, change: impl FnMut(u64) -> u64) -> (u64, u64) {
-        update(word, change)
-    }
 }
 
 /// Thaws an entry that an owed flush froze: the owner's right, and no lock is needed.

@@ -32,8 +32,6 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         4 => (any::<(u16, u8)>(), shift(), any::<(u8, u8)>(), prop::bool::weighted(0.9)).prop_map(
             |((page, size), pfn, (permissions, present), valid)| {
-                // A leaf of 1 GiB is dear for the map of pages.
-                let size = if size > 240 { 2 } else { size % 2 };
                 Op::Place { page, size, pfn, permissions, present, valid }
             }
         ),

@@ -5,8 +5,8 @@
 
 use premap_address::{PageSize, Pfn};
 
-use super::{Format, TracksUse};
-use crate::attributes::{Access, Attributes, Permissions, Use};
+use super::{Format, TracksUse, use_bits};
+use crate::attributes::{Attributes, Permissions, Use};
 
 const VALID: u64 = 1 << 0;
 /// Bit 1: a table at levels above the last, and a page at the last; clear for a block.
@@ -59,19 +59,14 @@ impl Arm64MemoryType {
     }
 }
 
-const fn permissions(raw: u64) -> Permissions {
-    let write = if raw & (WRITE | DIRTY_MANAGED) != 0 { 0b010 } else { 0 };
-    let execute = if raw & NO_EXECUTE == 0 { 0b100 } else { 0 };
-    Permissions::from_bits(write | execute)
-}
-
 impl Format for Arm64Stage2 {
     type MemoryType = Arm64MemoryType;
 
     const NAME: &'static str = "Arm stage 2";
     const LARGEST: PageSize = PageSize::Size1G;
     const ABSENT: u64 = 0;
-    const USE_BITS: u64 = ACCESS_FLAG | WRITE;
+    const ACCESSED: u64 = ACCESS_FLAG;
+    const DIRTY: u64 = WRITE;
     const BREAK_BEFORE_MAKE: bool = true;
 
     fn is_present(raw: u64) -> bool {
@@ -88,43 +83,27 @@ impl Format for Arm64Stage2 {
 
     fn leaf(frame: Pfn, size: PageSize, attributes: Attributes<Self>) -> u64 {
         let page = if size == PageSize::Size4K { TABLE_OR_PAGE } else { 0 };
-        let accessed = if attributes.used.accessed { ACCESS_FLAG } else { 0 };
         // A page that may not be written can't be dirty here: there is one bit for both.
-        let write = match (attributes.permissions.writable(), attributes.used.dirty) {
-            (false, _) => 0,
-            (true, false) => DIRTY_MANAGED,
-            (true, true) => DIRTY_MANAGED | WRITE,
-        };
+        let writable = attributes.permissions.writable();
+        let used = Use { dirty: attributes.used.dirty && writable, ..attributes.used };
+        let write = if writable { DIRTY_MANAGED } else { 0 };
         let execute = if attributes.permissions.executable() { 0 } else { NO_EXECUTE };
         let rest = VALID | READ | INNER_SHAREABLE | attributes.memory.bits();
-        frame.address().raw() | rest | page | accessed | write | execute
+        frame.address().raw() | rest | page | use_bits::<Self>(used) | write | execute
     }
 
-    fn attributes(raw: u64, _size: PageSize) -> Attributes<Self> {
-        Attributes {
-            permissions: permissions(raw),
-            memory: Arm64MemoryType::from_bits(raw),
-            used: Use { accessed: raw & ACCESS_FLAG != 0, dirty: raw & WRITE != 0 },
-        }
+    fn permissions(raw: u64) -> Permissions {
+        let write = if raw & (WRITE | DIRTY_MANAGED) != 0 { 0b010 } else { 0 };
+        let execute = if raw & NO_EXECUTE == 0 { 0b100 } else { 0 };
+        Permissions::from_bits(write | execute)
+    }
+
+    fn memory(raw: u64) -> Arm64MemoryType {
+        Arm64MemoryType::from_bits(raw)
     }
 
     fn frame(raw: u64, size: PageSize) -> Pfn {
         Pfn::new((raw & OUTPUT_ADDRESS) >> premap_address::PAGE_SHIFT).align_down(size)
-    }
-
-    fn touch(raw: u64, access: Access) -> Option<u64> {
-        if !permissions(raw).permits(access) {
-            return None;
-        }
-        Some(raw | if access == Access::Write { ACCESS_FLAG | WRITE } else { ACCESS_FLAG })
-    }
-
-    fn clean(raw: u64) -> u64 {
-        raw & !WRITE
-    }
-
-    fn old(raw: u64) -> u64 {
-        raw & !ACCESS_FLAG
     }
 
     fn write_protected(raw: u64) -> u64 {

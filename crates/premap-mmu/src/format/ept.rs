@@ -2,8 +2,8 @@
 
 use premap_address::{PageSize, Pfn};
 
-use super::{Format, TracksUse};
-use crate::attributes::{Access, Attributes, Permissions, Use};
+use super::{Format, TracksUse, use_bits};
+use crate::attributes::{Attributes, Permissions};
 
 /// Bits 2:0: read, write, execute. An entry with none of them is not present.
 const RWX: u64 = 0b111;
@@ -66,7 +66,8 @@ impl Format for Ept {
     const NAME: &'static str = "EPT";
     const LARGEST: PageSize = PageSize::Size1G;
     const ABSENT: u64 = SUPPRESS_VE;
-    const USE_BITS: u64 = ACCESSED | DIRTY;
+    const ACCESSED: u64 = ACCESSED;
+    const DIRTY: u64 = DIRTY;
     const BREAK_BEFORE_MAKE: bool = false;
 
     fn is_present(raw: u64) -> bool {
@@ -86,33 +87,17 @@ impl Format for Ept {
     }
 
     fn leaf(frame: Pfn, size: PageSize, attributes: Attributes<Self>) -> u64 {
-        let used = if attributes.used.accessed { ACCESSED } else { 0 }
-            | if attributes.used.dirty { DIRTY } else { 0 };
+        let used = use_bits::<Self>(attributes.used);
         let permissions = attributes.permissions.bits();
         frame.address().raw() | permissions | attributes.memory.bits() | large(size) | used | SUPPRESS_VE
     }
 
-    fn attributes(raw: u64, _size: PageSize) -> Attributes<Self> {
-        Attributes {
-            permissions: Permissions::from_bits(raw),
-            memory: EptMemoryType::from_bits(raw),
-            used: Use { accessed: raw & ACCESSED != 0, dirty: raw & DIRTY != 0 },
-        }
+    fn permissions(raw: u64) -> Permissions {
+        Permissions::from_bits(raw)
     }
 
-    fn touch(raw: u64, access: Access) -> Option<u64> {
-        if !Permissions::from_bits(raw).permits(access) {
-            return None;
-        }
-        Some(raw | if access == Access::Write { ACCESSED | DIRTY } else { ACCESSED })
-    }
-
-    fn clean(raw: u64) -> u64 {
-        raw & !DIRTY
-    }
-
-    fn old(raw: u64) -> u64 {
-        raw & !ACCESSED
+    fn memory(raw: u64) -> EptMemoryType {
+        EptMemoryType::from_bits(raw)
     }
 
     fn write_protected(raw: u64) -> u64 {

@@ -28,7 +28,7 @@ pub use ept::{Ept, EptMemoryType};
 pub use npt::{Npt, NptMemoryType};
 pub use secure_ept::SecureEpt;
 
-use crate::attributes::{Access, Attributes};
+use crate::attributes::{Access, Attributes, Permissions, Use};
 
 /// Bits 51:12, where x86's formats have the address.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -47,8 +47,12 @@ pub trait Format: Copy + Debug + Eq + Hash + Send + Sync + 'static {
     const LARGEST: PageSize;
     /// The word of an entry that maps nothing.
     const ABSENT: u64;
+    /// The bit of a leaf that says that it was touched; zero where there is none.
+    const ACCESSED: u64;
+    /// The bit of a leaf that says that it was written; zero where there is none.
+    const DIRTY: u64;
     /// The bits of a leaf that the processor sets by itself.
-    const USE_BITS: u64;
+    const USE_BITS: u64 = Self::ACCESSED | Self::DIRTY;
     /// Whether a present entry may change its size or its frame only through an entry that is not present and a flush
     /// (Arm's break-before-make).
     const BREAK_BEFORE_MAKE: bool;
@@ -72,17 +76,37 @@ pub trait Format: Copy + Debug + Eq + Hash + Send + Sync + 'static {
     /// The entry that maps a leaf.
     fn leaf(frame: Pfn, size: PageSize, attributes: Attributes<Self>) -> u64;
 
+    /// What a leaf permits.
+    fn permissions(raw: u64) -> Permissions;
+
+    /// How a leaf says its memory is cached.
+    fn memory(raw: u64) -> Self::MemoryType;
+
     /// What a leaf says besides its frame.
-    fn attributes(raw: u64, size: PageSize) -> Attributes<Self>;
+    #[must_use]
+    fn attributes(raw: u64, _size: PageSize) -> Attributes<Self> {
+        let used = Use { accessed: raw & Self::ACCESSED != 0, dirty: raw & Self::DIRTY != 0 };
+        Attributes { permissions: Self::permissions(raw), memory: Self::memory(raw), used }
+    }
 
     /// The leaf after the processor used it so, or `None` if it does not permit that.
-    fn touch(raw: u64, access: Access) -> Option<u64>;
+    #[must_use]
+    fn touch(raw: u64, access: Access) -> Option<u64> {
+        let noted = if access == Access::Write { Self::ACCESSED | Self::DIRTY } else { Self::ACCESSED };
+        Self::permissions(raw).permits(access).then_some(raw | noted)
+    }
 
     /// The leaf as not written, with later writes noted or refused as its format can.
-    fn clean(raw: u64) -> u64;
+    #[must_use]
+    fn clean(raw: u64) -> u64 {
+        raw & !Self::DIRTY
+    }
 
     /// The leaf as not touched.
-    fn old(raw: u64) -> u64;
+    #[must_use]
+    fn old(raw: u64) -> u64 {
+        raw & !Self::ACCESSED
+    }
 
     /// The leaf without the permission to write.
     fn write_protected(raw: u64) -> u64;
@@ -96,6 +120,13 @@ pub trait Format: Copy + Debug + Eq + Hash + Send + Sync + 'static {
 
 /// A format whose processor notes in leaves that they were touched and written.
 pub trait TracksUse: Format {}
+
+/// The bits that say a use.
+const fn use_bits<F: Format>(used: Use) -> u64 {
+    let accessed = if used.accessed { F::ACCESSED } else { 0 };
+    let dirty = if used.dirty { F::DIRTY } else { 0 };
+    accessed | dirty
+}
 
 /// The index of an address in a table of a level.
 pub(crate) const fn index(gpa: premap_address::Gpa, level: u8) -> usize {

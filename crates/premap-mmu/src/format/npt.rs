@@ -3,8 +3,8 @@
 
 use premap_address::{PageSize, Pfn};
 
-use super::{Format, TracksUse};
-use crate::attributes::{Access, Attributes, Permissions, Use};
+use super::{Format, TracksUse, use_bits};
+use crate::attributes::{Attributes, Permissions};
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -54,22 +54,14 @@ impl NptMemoryType {
     }
 }
 
-const fn permissions(raw: u64) -> Permissions {
-    match (raw & WRITE != 0, raw & NO_EXECUTE != 0) {
-        (false, true) => Permissions::READ,
-        (false, false) => Permissions::READ_EXECUTE,
-        (true, true) => Permissions::READ_WRITE,
-        (true, false) => Permissions::ALL,
-    }
-}
-
 impl Format for Npt {
     type MemoryType = NptMemoryType;
 
     const NAME: &'static str = "NPT";
     const LARGEST: PageSize = PageSize::Size1G;
     const ABSENT: u64 = 0;
-    const USE_BITS: u64 = ACCESSED | DIRTY;
+    const ACCESSED: u64 = ACCESSED;
+    const DIRTY: u64 = DIRTY;
     const BREAK_BEFORE_MAKE: bool = false;
 
     fn is_present(raw: u64) -> bool {
@@ -90,34 +82,23 @@ impl Format for Npt {
 
     fn leaf(frame: Pfn, size: PageSize, attributes: Attributes<Self>) -> u64 {
         let large = if size == PageSize::Size4K { 0 } else { LARGE };
-        let used = if attributes.used.accessed { ACCESSED } else { 0 }
-            | if attributes.used.dirty { DIRTY } else { 0 };
+        let used = use_bits::<Self>(attributes.used);
         let write = if attributes.permissions.writable() { WRITE } else { 0 };
         let execute = if attributes.permissions.executable() { 0 } else { NO_EXECUTE };
         frame.address().raw() | PRESENT | USER | write | execute | large | used | attributes.memory.bits()
     }
 
-    fn attributes(raw: u64, _size: PageSize) -> Attributes<Self> {
-        Attributes {
-            permissions: permissions(raw),
-            memory: NptMemoryType::from_bits(raw),
-            used: Use { accessed: raw & ACCESSED != 0, dirty: raw & DIRTY != 0 },
+    fn permissions(raw: u64) -> Permissions {
+        match (raw & WRITE != 0, raw & NO_EXECUTE != 0) {
+            (false, true) => Permissions::READ,
+            (false, false) => Permissions::READ_EXECUTE,
+            (true, true) => Permissions::READ_WRITE,
+            (true, false) => Permissions::ALL,
         }
     }
 
-    fn touch(raw: u64, access: Access) -> Option<u64> {
-        if !permissions(raw).permits(access) {
-            return None;
-        }
-        Some(raw | if access == Access::Write { ACCESSED | DIRTY } else { ACCESSED })
-    }
-
-    fn clean(raw: u64) -> u64 {
-        raw & !DIRTY
-    }
-
-    fn old(raw: u64) -> u64 {
-        raw & !ACCESSED
+    fn memory(raw: u64) -> NptMemoryType {
+        NptMemoryType::from_bits(raw)
     }
 
     fn write_protected(raw: u64) -> u64 {

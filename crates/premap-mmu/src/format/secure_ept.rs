@@ -8,7 +8,7 @@
 use premap_address::{PageSize, Pfn};
 
 use super::{Ept, Format};
-use crate::attributes::{Access, Attributes, Permissions, Use};
+use crate::attributes::{Attributes, Permissions, Use};
 
 /// TDX's Secure-EPT, mirrored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,7 +29,8 @@ impl Format for SecureEpt {
     const NAME: &'static str = "Secure-EPT";
     const LARGEST: PageSize = PageSize::Size2M;
     const ABSENT: u64 = Ept::ABSENT;
-    const USE_BITS: u64 = 0;
+    const ACCESSED: u64 = 0;
+    const DIRTY: u64 = 0;
     const BREAK_BEFORE_MAKE: bool = false;
 
     fn is_present(raw: u64) -> bool {
@@ -52,21 +53,11 @@ impl Format for SecureEpt {
         Ept::leaf(frame, size, as_ept())
     }
 
-    fn attributes(_: u64, _: PageSize) -> Attributes<Self> {
-        Attributes { permissions: Permissions::ALL, memory: (), used: Use::NONE }
+    fn permissions(_: u64) -> Permissions {
+        Permissions::ALL
     }
 
-    fn touch(raw: u64, _: Access) -> Option<u64> {
-        Some(raw)
-    }
-
-    fn clean(raw: u64) -> u64 {
-        raw
-    }
-
-    fn old(raw: u64) -> u64 {
-        raw
-    }
+    fn memory(_: u64) {}
 
     fn write_protected(raw: u64) -> u64 {
         // The module has no such thing: what a TD may do with its memory is not the host's to say.

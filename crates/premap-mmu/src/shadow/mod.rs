@@ -20,6 +20,11 @@
 //! **Guarantee.** A shadow leaf permits no more than the guest's tables did when it was built, all since unwritten, and than
 //! the host's translation; no writable leaf maps a tracked frame; no leaf outlives the [`unmap`](ShadowMmu::unmap) of its frame. What has gone is
 //! reused only after the caller has completed the [`Zap`], which is when it has flushed the TLBs.
+//!
+//! **Limit.** Leaves are of 4 KiB, where KVM's shadow MMU maps a large page of the guest by a large leaf if the host's side
+//! allows it. A large leaf would have to be found and split from every frame within it: when the host takes that frame
+//! away, and when it becomes a tracked table. The reverse maps here go by single frame, and [`GuestMemory::translate`]
+//! says nothing of how far the host's translation reaches.
 
 mod evict;
 mod fault;

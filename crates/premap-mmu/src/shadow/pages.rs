@@ -1,19 +1,21 @@
-//! Shadow pages, the links between them, and the reverse maps.
+//! Shadow pages: how they are told apart, made, and kept in number.
 // UNSAFETY: shadow pages live in frames of the caller's allocator, reached by number.
 #![expect(unsafe_code, reason = "shadow pages live in the caller's frames")]
+
+mod entries;
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 
-use premap_address::{Gfn, Gpa, PageSize, Pfn};
+use premap_address::{Gfn, Pfn};
 
 use super::{Gone, ShadowFault};
-use crate::attributes::{Access, Attributes, Mapping, Permissions};
-use crate::format::{Format, index};
+use crate::attributes::Permissions;
+use crate::format::Format;
 use crate::frames::FrameAllocator;
-use crate::page::{TablePage, WORDS};
-use crate::protocol::{leaf, touch};
+use crate::page::TablePage;
+use crate::table::NewTable;
 
 /// Names a shadow page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -176,9 +178,7 @@ impl<F: Format> Pages<F> {
                 return Err(ShadowFault::OutOfPages);
             }
         }
-        let frame = frames.allocate().ok_or(ShadowFault::OutOfFrames)?;
-        // SAFETY: the frame was allocated just now and is linked nowhere.
-        unsafe { TablePage::initialise(frames.pointer(frame), F::ABSENT, 0, 0, |_| F::ABSENT) };
+        let frame = NewTable::empty::<F>(frames).ok_or(ShadowFault::OutOfFrames)?.into_frame();
         let page = ShadowPage { key, frame, parents: Vec::new(), roots: 0, writes: 0 };
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -192,161 +192,5 @@ impl<F: Format> Pages<F> {
             self.write_protect(key.gfn, frames, gone);
         }
         Ok(id)
-    }
-
-    /// The page that an entry points to.
-    pub(super) fn child(&self, id: PageId, entry: usize) -> Option<PageId> {
-        match self.links.get(&(id, entry))? {
-            Link::Page(child) => Some(*child),
-            Link::Leaf(_) => None,
-        }
-    }
-
-    /// The entries that point to a page.
-    pub(super) fn parents(&self, id: PageId) -> &[(PageId, usize)] {
-        &self.page(id).parents
-    }
-
-    /// The key of a page.
-    pub(super) fn key(&self, id: PageId) -> Key {
-        self.page(id).key
-    }
-
-    /// Points an empty entry to a page.
-    pub(super) fn link(&mut self, id: PageId, entry: usize, child: PageId, frames: &impl FrameAllocator) {
-        self.links.insert((id, entry), Link::Page(child));
-        self.page_mut(child).parents.push((id, entry));
-        leaf::install(self.words(id, frames).word(entry), F::table(self.page(child).frame));
-    }
-
-    /// Maps a leaf of 4 KiB in an empty entry.
-    pub(super) fn map(
-        &mut self,
-        id: PageId,
-        entry: usize,
-        (gfn, pfn): (Gfn, Pfn),
-        attributes: Attributes<F>,
-        frames: &impl FrameAllocator,
-    ) {
-        self.links.insert((id, entry), Link::Leaf(gfn));
-        self.reverse.entry(gfn).or_default().push((id, entry));
-        leaf::install(self.words(id, frames).word(entry), F::leaf(pfn, PageSize::Size4K, attributes));
-    }
-
-    /// Empties an entry. A page that it was the last to point to, and that is no root, goes with all below it.
-    pub(super) fn clear(&mut self, id: PageId, entry: usize, frames: &impl FrameAllocator, gone: &mut Gone) {
-        let Some(link) = self.links.remove(&(id, entry)) else { return };
-        leaf::install(self.words(id, frames).word(entry), F::ABSENT);
-        match link {
-            Link::Leaf(gfn) => {
-                gone.leaves += 1;
-                if let Some(entries) = self.reverse.get_mut(&gfn) {
-                    entries.retain(|own| *own != (id, entry));
-                    if entries.is_empty() {
-                        self.reverse.remove(&gfn);
-                    }
-                }
-            }
-            Link::Page(child) => {
-                let page = self.page_mut(child);
-                page.parents.retain(|own| *own != (id, entry));
-                gone.narrowed = true;
-                if page.parents.is_empty() && page.roots == 0 {
-                    self.zap(child, frames, gone);
-                }
-            }
-        }
-    }
-
-    /// Takes a page out, with everything below that nothing else points to. A root is emptied and stays.
-    pub(super) fn zap(&mut self, id: PageId, frames: &impl FrameAllocator, gone: &mut Gone) {
-        for entry in 0..WORDS {
-            self.clear(id, entry, frames, gone);
-        }
-        if self.is_root(id) {
-            return;
-        }
-        for (parent, entry) in core::mem::take(&mut self.page_mut(id).parents) {
-            self.links.remove(&(parent, entry));
-            leaf::install(self.words(parent, frames).word(entry), F::ABSENT);
-        }
-        let Some(page) = self.slots[id.0].take() else { return };
-        self.by_key.remove(&page.key);
-        self.age.retain(|own| *own != id);
-        self.free.push(id);
-        if !page.key.direct
-            && let Some(count) = self.tracked.get_mut(&page.key.gfn)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.tracked.remove(&page.key.gfn);
-            }
-        }
-        gone.pages.push(page.frame);
-    }
-
-    pub(super) fn written(&mut self, gpa: Gpa, frames: &impl FrameAllocator, gone: &mut Gone) {
-        if !self.is_tracked(gpa.frame()) {
-            return;
-        }
-        let entry = (gpa.page_offset() / 8) as usize;
-        let shadows: Vec<PageId> = self
-            .age
-            .iter()
-            .copied()
-            .filter(|id| self.key(*id).gfn == gpa.frame() && !self.key(*id).direct)
-            .collect();
-        for id in shadows {
-            // Zapping one can take another along.
-            if self.slots[id.0].is_none() {
-                continue;
-            }
-            self.page_mut(id).writes += 1;
-            if self.page(id).writes >= FLOOD && !self.is_root(id) {
-                self.zap(id, frames, gone);
-            } else {
-                self.clear(id, entry, frames, gone);
-            }
-        }
-    }
-
-    pub(super) fn unmap(&mut self, gfn: Gfn, frames: &impl FrameAllocator, gone: &mut Gone) {
-        for (id, entry) in self.reverse.get(&gfn).cloned().unwrap_or_default() {
-            self.clear(id, entry, frames, gone);
-        }
-    }
-
-    pub(super) fn write_protect(&mut self, gfn: Gfn, frames: &impl FrameAllocator, gone: &mut Gone) {
-        for &(id, entry) in self.reverse.get(&gfn).into_iter().flatten() {
-            let word = self.words(id, frames).word(entry);
-            let (old, new) = leaf::change(word, |raw| F::write_protected(raw));
-            gone.narrowed |= old != new;
-        }
-    }
-
-    pub(super) fn access(
-        &self,
-        root: PageId,
-        address: Gpa,
-        access: Access,
-        frames: &impl FrameAllocator,
-    ) -> Option<Mapping<F>> {
-        let mut id = root;
-        for level in (2..=4).rev() {
-            id = self.child(id, index(address, level))?;
-        }
-        let word = self.words(id, frames).word(index(address, 1));
-        loop {
-            let raw = leaf::load(word);
-            let touched = F::is_present(raw).then(|| F::touch(raw, access)).flatten()?;
-            if touched == raw || touch(word, raw, touched) {
-                return Some(Mapping {
-                    gpa: address.align_down(PageSize::Size4K),
-                    pfn: F::frame(touched, PageSize::Size4K),
-                    page_size: PageSize::Size4K,
-                    attributes: F::attributes(touched, PageSize::Size4K),
-                });
-            }
-        }
     }
 }

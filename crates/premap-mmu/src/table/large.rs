@@ -7,7 +7,7 @@ use premap_address::{PAGE_SIZE, PageSize, Pfn};
 use super::leaf_table::{Contents, contents};
 use super::map::{Mapped, Run, narrows};
 use super::resize::uniform_table;
-use super::{Obstacle, PageTable, Position, Present, Stopped};
+use super::{NewTable, Obstacle, PageTable, Position, Present, Spare, Stopped};
 use crate::attributes::{Attributes, Leaves};
 use crate::epoch::Guard;
 use crate::flush::Flush;
@@ -15,7 +15,7 @@ use crate::format::{Format, leaf_size};
 use crate::frames::FrameAllocator;
 use crate::mirror::Mirror;
 use crate::page::{TablePage, WORDS};
-use crate::protocol::{Locked, Slot, State, Unlockable, dead, frozen, state};
+use crate::protocol::{Linked, Locked, Slot, State, Unlockable, dead, frozen, state};
 use crate::sync::{Ordering, fence};
 
 /// Why a table can't give way to a larger leaf.
@@ -58,23 +58,21 @@ pub(crate) struct Collapsible<'t, F: Format> {
     pub(crate) leaves: Leaves,
     /// The entries of a level-2 table, each locked.
     entries: Vec<Locked<'t, F>>,
-    /// The leaf tables among them, and the table itself.
-    tables: Vec<Pfn>,
+    /// The table itself, and the leaf tables behind its entries.
+    tables: Vec<Linked<'t>>,
 }
 
-impl<F: Format> Collapsible<'_, F> {
+impl<'t, F: Format> Collapsible<'t, F> {
     /// Whether any leaf that would go is dirty, or `None` if not all have these attributes, whatever their use.
     pub(super) fn uniform(
         &self,
-        table: &PageTable<F, impl FrameAllocator, impl Mirror>,
-        raw: u64,
+        table: &'t PageTable<F, impl FrameAllocator, impl Mirror>,
         attributes: Attributes<F>,
     ) -> Option<bool> {
-        let top = F::frame(raw, PageSize::Size4K);
-        let size = if self.entries.is_empty() { PageSize::Size4K } else { PageSize::Size2M };
-        self.tables.iter().try_fold(false, |dirty, &frame| {
-            let size = if frame == top { size } else { PageSize::Size4K };
-            Some(uniform_table(table.page_of(frame), size, attributes)? || dirty)
+        let top = if self.entries.is_empty() { PageSize::Size4K } else { PageSize::Size2M };
+        let sizes = core::iter::once(top).chain(core::iter::repeat(PageSize::Size4K));
+        self.tables.iter().zip(sizes).try_fold(false, |dirty, (&own, size)| {
+            Some(uniform_table(table.page_of(own), size, attributes)? || dirty)
         })
     }
 }
@@ -225,29 +223,24 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         else {
             return Ok(Split::Nothing);
         };
-        let frame = self.frames.allocate().ok_or(Obstacle::OutOfFrames)?;
+        let mut spare = Spare::take(&self.frames).ok_or(Obstacle::OutOfFrames)?;
         let mut locked = match position.slot::<F>().lock() {
             Ok(locked) if state::<F>(locked.value(), position.level) == State::Leaf => locked,
-            other => {
-                self.free(frame);
-                return match other {
-                    Err(Unlockable::Frozen) => Err(Obstacle::Frozen),
-                    _ => Ok(Split::Nothing),
-                };
-            }
+            Err(Unlockable::Frozen) => return Err(Obstacle::Frozen),
+            _ => return Ok(Split::Nothing),
         };
         if F::BREAK_BEFORE_MAKE {
             let old = locked.exchange(frozen::<F>());
-            self.write_split(frame, old, size, smaller);
+            let table = write_split::<F, A>(spare, old, size, smaller);
             flush.owe(position.base, size.bytes());
-            flush.freeze(position.page, position.index, 1, F::table(frame));
+            flush.freeze(position.page, position.index, 1, F::table(table.into_frame()));
             return Ok(Split::AfterFlush(size, smaller));
         }
         loop {
-            self.write_split(frame, locked.value(), size, smaller);
-            match locked.replace(F::table(frame)) {
+            let table = write_split::<F, A>(spare, locked.value(), size, smaller);
+            match locked.replace(table) {
                 Ok(()) => return Ok(Split::Done(size, smaller)),
-                Err(used) => locked = used,
+                Err(used) => (locked, spare) = used,
             }
         }
     }
@@ -259,9 +252,9 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         pfn: Pfn,
         size: PageSize,
     ) -> Result<Collapsible<'t, F>, Stays> {
-        let frame = F::frame(locked.value(), PageSize::Size4K);
-        let page = self.page_of(frame);
-        let mut gone = Collapsible { leaves: Leaves::NONE, entries: Vec::new(), tables: Vec::from([frame]) };
+        let top = locked.below().ok_or(Stays::Other)?;
+        let page = self.page_of(top);
+        let mut gone = Collapsible { leaves: Leaves::NONE, entries: Vec::new(), tables: Vec::from([top]) };
         if size == PageSize::Size2M {
             gone.leaves.size_4k = run_of::<F>(page, pfn)?;
             return Ok(gone);
@@ -272,12 +265,11 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             match state::<F>(entry.value(), 2) {
                 State::Leaf if F::frame(entry.value(), PageSize::Size2M) == pfn => gone.leaves.size_2m += 1,
                 State::Leaf => return Err(Stays::Other),
-                State::Table => {
-                    let table = F::frame(entry.value(), PageSize::Size4K);
-                    gone.leaves.size_4k += run_of::<F>(self.page_of(table), pfn)?;
-                    gone.tables.push(table);
-                }
-                State::Absent | State::Frozen | State::Dead => {}
+                State::Table | State::Absent | State::Frozen | State::Dead => {}
+            }
+            if let Some(table) = entry.below() {
+                gone.leaves.size_4k += run_of::<F>(self.page_of(table), pfn)?;
+                gone.tables.push(table);
             }
             gone.entries.push(entry);
         }
@@ -294,25 +286,29 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         flush: &mut Flush<'t, F, A, M>,
     ) {
         for entry in gone.entries {
-            entry.exchange(dead::<F>());
+            flush.remove(entry.unlink(dead::<F>()));
         }
         if F::BREAK_BEFORE_MAKE {
-            locked.publish(frozen::<F>());
+            flush.remove(locked.unlink(frozen::<F>()));
             flush.freeze(position.page, position.index, 1, new);
         } else {
-            locked.publish(new);
+            flush.remove(locked.unlink(new));
         }
         flush.owe(position.base, position.span());
-        gone.tables.into_iter().for_each(|table| flush.remove(table));
     }
+}
 
-    /// Writes a table, not yet linked, that maps what the leaf mapped.
-    fn write_split(&self, frame: Pfn, leaf: u64, size: PageSize, smaller: PageSize) {
-        let (first, attributes) = (F::frame(leaf, size), F::attributes(leaf, size));
-        self.write_table(frame, |index| {
-            F::leaf(Pfn::new(first.number() + index as u64 * smaller.pages()), smaller, attributes)
-        });
-    }
+/// Writes a table that maps what the leaf mapped.
+fn write_split<'t, F: Format, A: FrameAllocator>(
+    spare: Spare<'t, A>,
+    leaf: u64,
+    size: PageSize,
+    smaller: PageSize,
+) -> NewTable<'t, A> {
+    let (first, attributes) = (F::frame(leaf, size), F::attributes(leaf, size));
+    spare.write::<F>(0, WORDS, |index| {
+        F::leaf(Pfn::new(first.number() + index as u64 * smaller.pages()), smaller, attributes)
+    })
 }
 
 fn run_of<F: Format>(page: &TablePage, first: Pfn) -> Result<u64, Stays> {

@@ -2,7 +2,7 @@
 
 use premap_address::{Gpa, PageSize, Pfn};
 
-use super::{Obstacle, PageTable, Position, Present};
+use super::{NewTable, Obstacle, PageTable, Position, Present};
 use crate::attributes::Mapping;
 use crate::epoch::Guard;
 use crate::format::{Format, index};
@@ -30,14 +30,14 @@ pub(crate) enum Found<'t, F: Format> {
 }
 
 impl<'t, F: Format> LeafTable<'t, F> {
-    /// The leaf table behind a locked entry of level 2 that points to a table.
+    /// The leaf table behind a locked entry of level 2, if it points to one.
     pub(crate) fn behind<A: FrameAllocator, M: Mirror>(
         table: &'t PageTable<F, A, M>,
         locked: Locked<'t, F>,
         base: Gpa,
-    ) -> Self {
-        let page = table.page_of(F::frame(locked.value(), PageSize::Size4K));
-        Self { locked, page, base }
+    ) -> Option<Self> {
+        let page = table.page_of(locked.below()?);
+        Some(Self { locked, page, base })
     }
 
     /// Whether the address lies in what the table spans.
@@ -95,21 +95,21 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         gpa: Gpa,
         present: Present,
     ) -> Result<Found<'t, F>, Obstacle<M::Refusal>> {
-        let mut spare = Spare { table: self, frame: None };
+        let mut spare = None;
         loop {
             let position = self.reach(guard, gpa, 2)?;
             let base = position.base;
             match state::<F>(position.raw, position.level) {
                 State::Leaf => return Ok(Found::Leaf(position)),
-                State::Table if position.level == 2 => {
-                    let page = self.page_of(F::frame(position.raw, PageSize::Size4K));
-                    let seen = leaf::load(page.word(index(gpa, 1)));
-                    if F::is_present(seen) && present != Present::Rebuild {
+                State::Table => {
+                    let entry = position.below.map(|table| self.page_of(table).word(index(gpa, 1)));
+                    let seen = entry.is_some_and(|word| F::is_present(leaf::load(word)));
+                    if seen && present != Present::Rebuild {
                         return Ok(Found::Present);
                     }
                 }
-                State::Absent if spare.frame.is_none() => {
-                    spare.frame = Some(self.new_table(0, 0, |_| F::ABSENT).ok_or(Obstacle::OutOfFrames)?);
+                State::Absent if spare.is_none() => {
+                    spare = Some(NewTable::empty::<F>(&self.frames).ok_or(Obstacle::OutOfFrames)?);
                 }
                 _ => {}
             }
@@ -119,18 +119,21 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
                 Err(Unlockable::Frozen) => return Err(Obstacle::Frozen),
             };
             match state::<F>(locked.value(), 2) {
-                State::Table => return Ok(Found::LeafTable(LeafTable::behind(self, locked, base))),
-                State::Absent => {
-                    let Some(frame) = spare.frame else { continue };
-                    if M::ACTIVE
-                        && let Err(refusal) = self.mirror().link_table(base, 1, frame)
-                    {
-                        return Err(Obstacle::Refused(refusal));
+                State::Table => {
+                    if let Some(table) = LeafTable::behind(self, locked, base) {
+                        return Ok(Found::LeafTable(table));
                     }
-                    spare.frame = None;
-                    let locked = locked.publish_locked(F::table(frame));
+                }
+                State::Absent => {
+                    let Some(table) = spare.take() else { continue };
+                    if M::ACTIVE {
+                        self.mirror().link_table(base, 1, table.frame()).map_err(Obstacle::Refused)?;
+                    }
+                    let locked = locked.publish_locked(table);
                     fence(Ordering::SeqCst);
-                    return Ok(Found::LeafTable(LeafTable::behind(self, locked, base)));
+                    if let Some(table) = LeafTable::behind(self, locked, base) {
+                        return Ok(Found::LeafTable(table));
+                    }
                 }
                 _ => {}
             }
@@ -146,20 +149,6 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             page_size,
             attributes: F::attributes(raw, page_size),
         })
-    }
-}
-
-/// A table made ahead of need, given back if it was not.
-struct Spare<'t, F: Format, A: FrameAllocator, M: Mirror> {
-    table: &'t PageTable<F, A, M>,
-    frame: Option<Pfn>,
-}
-
-impl<F: Format, A: FrameAllocator, M: Mirror> Drop for Spare<'_, F, A, M> {
-    fn drop(&mut self) {
-        if let Some(frame) = self.frame.take() {
-            self.table.free(frame);
-        }
     }
 }
 

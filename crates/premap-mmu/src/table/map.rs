@@ -7,7 +7,7 @@
 use premap_address::{Gpa, GpaRange, PAGE_SIZE, PageSize, Pfn};
 
 use super::leaf_table::Found;
-use super::{LeafTable, Obstacle, PageTable, Stopped};
+use super::{LeafTable, Obstacle, PageTable, Spare, Stopped};
 use crate::attributes::{Attributes, Leaves};
 use crate::epoch::Guard;
 use crate::flush::Flush;
@@ -126,14 +126,12 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
                 let count = (bytes / PAGE_SIZE) as usize;
                 let first = index(run.gpa, 1);
                 let word = F::leaf(run.pfn, PageSize::Size4K, run.attributes);
-                let frame = self
-                    .new_table(first, count, |index| word + (index - first) as u64 * PAGE_SIZE)
-                    .ok_or_else(|| stop(Obstacle::OutOfFrames))?;
-                if position.slot::<F>().publish_if_absent(F::table(frame)) {
+                let spare = Spare::take(&self.frames).ok_or_else(|| stop(Obstacle::OutOfFrames))?;
+                let leaf = |index: usize| word + (index - first) as u64 * PAGE_SIZE;
+                if position.slot::<F>().publish_if_absent(spare.write::<F>(first, count, leaf)) {
                     done.mapped.size_4k += count as u64;
                     return Ok(bytes);
                 }
-                self.free(frame);
             }
         }
         match self.lock_leaf_table(guard, run.gpa, Present::Rebuild).map_err(stop)? {

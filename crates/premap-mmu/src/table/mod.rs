@@ -4,9 +4,11 @@ mod fill;
 mod large;
 mod leaf_table;
 mod map;
+mod new_table;
 mod position;
 mod protect;
 mod query;
+mod removed;
 mod resize;
 mod unmap;
 mod walk;
@@ -18,6 +20,7 @@ use premap_address::{Gpa, PageSize, Pfn};
 
 pub(crate) use leaf_table::{Found, LeafTable};
 pub use map::{Mapped, Present};
+pub(crate) use new_table::{NewTable, Spare};
 pub(crate) use position::Position;
 pub use query::Stretch;
 pub use unmap::{Changed, Edges};
@@ -28,7 +31,7 @@ use crate::epoch::Epochs;
 use crate::format::Format;
 use crate::frames::FrameAllocator;
 use crate::mirror::{Mirror, NoMirror};
-use crate::page::TablePage;
+use crate::protocol::Removed;
 use crate::spin::Spin;
 use crate::stripes::Stripes;
 use crate::sync::{AtomicU64, Ordering};
@@ -113,7 +116,7 @@ pub struct PageTable<F: Format, A: FrameAllocator, M: Mirror = NoMirror> {
     leaves: Stripes<[AtomicU64; 3]>,
     epochs: Epochs,
     /// Tables of dropped flushes: unlinked, perhaps still cached by hardware, freed with the page table.
-    parked: Spin<Vec<Pfn>>,
+    parked: Spin<Vec<Removed>>,
     format: core::marker::PhantomData<F>,
 }
 
@@ -145,8 +148,7 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
     /// # Errors
     /// The allocator has no frame for the root.
     pub fn with_mirror(frames: A, levels: Levels, mirror: M) -> Result<Self, OutOfFrames> {
-        let root = frames.allocate().ok_or(OutOfFrames)?;
-        position::initialise_empty::<F>(frames.pointer(root));
+        let root = NewTable::empty::<F>(&frames).ok_or(OutOfFrames)?.into_frame();
         Ok(Self {
             root,
             levels,
@@ -210,21 +212,6 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
     pub fn synchronize(&self) {
         self.epochs.synchronize();
     }
-
-    /// Sends unlinked and flushed tables to the allocator after a grace period.
-    pub(crate) fn retire(&self, tables: impl IntoIterator<Item = Pfn>) {
-        self.epochs.retire(tables, |frame| self.free(frame));
-    }
-
-    /// Frees those removed tables whose grace period has ended since. Unmapping does so as well.
-    pub fn collect(&self) {
-        self.epochs.collect(|frame| self.free(frame));
-    }
-
-    /// Keeps tables of a dropped flush until the page table goes.
-    pub(crate) fn park(&self, tables: impl IntoIterator<Item = Pfn>) {
-        self.parked.lock().extend(tables);
-    }
 }
 
 impl<F: Format, A: FrameAllocator, M: Mirror> fmt::Debug for PageTable<F, A, M> {
@@ -234,33 +221,5 @@ impl<F: Format, A: FrameAllocator, M: Mirror> fmt::Debug for PageTable<F, A, M> 
             .field("levels", &self.levels)
             .field("leaves", &self.leaves())
             .finish_non_exhaustive()
-    }
-}
-
-impl<F: Format, A: FrameAllocator, M: Mirror> Drop for PageTable<F, A, M> {
-    fn drop(&mut self) {
-        let mut gone = Vec::new();
-        self.epochs.drain(|frame| gone.push(frame));
-        gone.append(self.parked.get_mut());
-        self.tables_below(self.page_of_root(), self.levels.top(), &mut gone);
-        gone.push(self.root);
-        gone.into_iter().for_each(|frame| self.free(frame));
-    }
-}
-
-impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
-    /// Collects the frames of all tables linked below this one.
-    fn tables_below(&self, page: &TablePage, level: u8, found: &mut Vec<Pfn>) {
-        if level == 1 {
-            return;
-        }
-        for word in page.words() {
-            let raw = crate::protocol::Slot::<F>::new(word).load();
-            if crate::protocol::state::<F>(raw, level) == crate::protocol::State::Table {
-                let frame = F::frame(raw, PageSize::Size4K);
-                self.tables_below(self.page_of(frame), level - 1, found);
-                found.push(frame);
-            }
-        }
     }
 }

@@ -3,17 +3,15 @@
 // the protocol (linked tables are initialised, and not freed while the caller holds an epoch guard).
 #![expect(unsafe_code, reason = "follows frame numbers of table entries to the tables")]
 
-use core::ptr::NonNull;
+use premap_address::Gpa;
 
-use premap_address::{Gpa, PageSize, Pfn};
-
-use super::{Obstacle, PageTable};
+use super::{NewTable, Obstacle, PageTable};
 use crate::epoch::Guard;
 use crate::format::{Format, index, shift};
 use crate::frames::FrameAllocator;
 use crate::mirror::Mirror;
 use crate::page::TablePage;
-use crate::protocol::{Slot, State, Unlockable, state};
+use crate::protocol::{Linked, Slot, State, Unlockable, look, state};
 use crate::sync::{Ordering, fence};
 
 /// An entry of level 2 or above in the tree, or of level 1 where a walk ends there.
@@ -25,6 +23,8 @@ pub(crate) struct Position<'t> {
     pub(crate) base: Gpa,
     /// The entry as it was found, without its lock bit.
     pub(crate) raw: u64,
+    /// The table that it led to.
+    pub(crate) below: Option<Linked<'t>>,
 }
 
 impl<'t> Position<'t> {
@@ -43,52 +43,21 @@ impl<'t> Position<'t> {
     }
 }
 
-/// Writes a new table of absent entries.
-pub(super) fn initialise_empty<F: Format>(page: NonNull<TablePage>) {
-    // SAFETY: callers pass the pointer of a frame that they have just allocated and not linked.
-    unsafe { TablePage::initialise(page, F::ABSENT, 0, 0, |_| F::ABSENT) }
-}
-
 impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
     pub(crate) fn page_of_root(&self) -> &TablePage {
-        self.page_of(self.root)
+        // SAFETY: the root's frame was allocated and initialised when the table was made, and is given back when the
+        // table is dropped, which the borrow of the table precludes.
+        unsafe { self.frames.pointer(self.root).as_ref() }
     }
 
-    /// The table in a frame. The frame was read from a table entry under a guard that outlives the use of the result, or
-    /// is owned by the caller.
-    pub(crate) fn page_of(&self, frame: Pfn) -> &TablePage {
-        // SAFETY: the allocator's pointer is valid for a `TablePage` as long as the frame is not given back. Linked
-        // tables were initialised before the release store that linked them, which the acquire load of the entry
-        // that gave this number synchronises with; they are given back a grace period after they were unlinked, which
-        // the caller's guard holds off. Only the crate calls this, each time with such a frame.
-        unsafe { self.frames.pointer(frame).as_ref() }
-    }
-
-    /// Gives a frame back that nobody can reach any more.
-    pub(super) fn free(&self, frame: Pfn) {
-        // SAFETY: callers pass frames of our allocator after the grace period, on drop, or never linked.
-        unsafe { self.frames.free(frame) }
-    }
-
-    /// A new table holding `value(index)` for `count` entries from `first` and nothing else.
-    pub(super) fn new_table(
-        &self,
-        first: usize,
-        count: usize,
-        value: impl FnMut(usize) -> u64,
-    ) -> Option<Pfn> {
-        let frame = self.frames.allocate()?;
-        // SAFETY: the frame was allocated just now, so the pointer is valid and nobody else uses it.
-        unsafe { TablePage::initialise(self.frames.pointer(frame), F::ABSENT, first, count, value) };
-        Some(frame)
-    }
-
-    /// Writes every entry of a table that is not linked.
-    pub(super) fn write_table(&self, frame: Pfn, value: impl FnMut(usize) -> u64) {
-        // SAFETY: callers pass a frame that they allocated and that is not linked, so nobody else uses it.
-        unsafe {
-            TablePage::initialise(self.frames.pointer(frame), F::ABSENT, 0, crate::page::WORDS, value);
-        }
+    /// The table that an entry led to.
+    pub(crate) fn page_of<'t>(&'t self, table: Linked<'t>) -> &'t TablePage {
+        // SAFETY: a `Linked` is made only of a table entry that was read where tables are reached from the root: by this
+        // function from an entry further up, under a guard. The allocator's pointer is valid for a `TablePage` as long
+        // as the frame is not given back. The table was initialised before the release that linked it, which the
+        // acquire that read the entry synchronises with; it is given back a grace period after it was unlinked, which
+        // the guard holds off, or pinned by a frozen entry while a `Flush` keeps it.
+        unsafe { self.frames.pointer(table.frame()).as_ref() }
     }
 
     /// The leaf table for an address, if a walk gets there without a detour: the entry that points to it, as it was found,
@@ -103,8 +72,8 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             return None;
         }
         let below = |page: &'t TablePage, level: u8| {
-            let raw = Slot::<F>::new(page.word(index(gpa, level))).load();
-            F::is_table(raw).then(|| self.page_of(F::frame(raw, PageSize::Size4K)))
+            let (_, table) = Slot::<F>::new(page.word(index(gpa, level))).look();
+            table.map(|table| self.page_of(table))
         };
         let mut page = self.page_of_root();
         if self.levels == super::Levels::Five {
@@ -112,8 +81,8 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         }
         page = below(below(page, 4)?, 3)?;
         let slot = Slot::<F>::new(page.word(index(gpa, 2)));
-        let raw = slot.load();
-        F::is_table(raw).then(|| (slot, raw, self.page_of(F::frame(raw, PageSize::Size4K))))
+        let (raw, table) = slot.look();
+        table.map(|table| (slot, raw, self.page_of(table)))
     }
 
     /// The entry at which a walk to `gpa` ends: a leaf, one that is not present, or at the latest the one of `floor`.
@@ -123,20 +92,19 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             let mut level = self.levels.top();
             loop {
                 let index = index(gpa, level);
-                let raw = Slot::<F>::new(page.word(index)).load();
+                let (raw, below) = look::<F>(page.word(index), level);
                 if level > floor {
-                    match state::<F>(raw, level) {
-                        State::Table => {
-                            page = self.page_of(F::frame(raw, PageSize::Size4K));
-                            level -= 1;
-                            continue;
-                        }
-                        State::Dead => continue 'restart,
-                        State::Absent | State::Frozen | State::Leaf => {}
+                    if let Some(table) = below {
+                        page = self.page_of(table);
+                        level -= 1;
+                        continue;
+                    }
+                    if state::<F>(raw, level) == State::Dead {
+                        continue 'restart;
                     }
                 }
                 let base = Gpa::new(gpa.raw() >> shift(level) << shift(level));
-                return Position { page, index, level, base, raw };
+                return Position { page, index, level, base, raw, below };
             }
         }
     }
@@ -158,14 +126,12 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             }
             match position.slot::<F>().lock() {
                 Ok(locked) if state::<F>(locked.value(), position.level) == State::Absent => {
-                    let frame = self.new_table(0, 0, |_| F::ABSENT).ok_or(Obstacle::OutOfFrames)?;
-                    if M::ACTIVE
-                        && let Err(refusal) = self.mirror.link_table(position.base, position.level - 1, frame)
-                    {
-                        self.free(frame);
-                        return Err(Obstacle::Refused(refusal));
+                    let table = NewTable::empty::<F>(&self.frames).ok_or(Obstacle::OutOfFrames)?;
+                    if M::ACTIVE {
+                        let told = self.mirror.link_table(position.base, position.level - 1, table.frame());
+                        told.map_err(Obstacle::Refused)?;
                     }
-                    locked.publish(F::table(frame));
+                    locked.publish(F::table(table.into_frame()));
                     fence(Ordering::SeqCst);
                 }
                 // Someone was faster.

@@ -101,7 +101,7 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             match (state::<F>(locked.value(), position.level), leaf_size(position.level)) {
                 (State::Table, _) if position.level > 2 => continue,
                 (State::Table, _) => {
-                    let table = LeafTable::behind(self, locked, position.base);
+                    let Some(table) = LeafTable::behind(self, locked, position.base) else { continue };
                     let mut gpa = gpa;
                     while gpa < next {
                         self.change_small(&table, gpa, &mut change, &mut note);

@@ -124,12 +124,13 @@ impl<'t, F: Format, A: FrameAllocator, M: Mirror> View<'t, F, A, M> {
                     let leaf = PageTable::<F, A, M>::leaf_at(position.raw, position.level, position.base);
                     leaf.into_iter().for_each(|leaf| visitor(Part::Leaf(leaf)));
                 }
-                (State::Table, _) => {
-                    let page = self.table.page_of(F::frame(position.raw, PageSize::Size4K));
-                    let count = ((next.raw() - gpa.raw()) / PAGE_SIZE) as usize;
-                    visitor(Part::Table { page, first: index(gpa, 1), count, gpa });
+                _ => {
+                    if let Some(table) = position.below {
+                        let page = self.table.page_of(table);
+                        let count = ((next.raw() - gpa.raw()) / PAGE_SIZE) as usize;
+                        visitor(Part::Table { page, first: index(gpa, 1), count, gpa });
+                    }
                 }
-                _ => {}
             }
             gpa = next;
         }

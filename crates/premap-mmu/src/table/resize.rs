@@ -12,7 +12,7 @@ use crate::format::{Format, leaf_size};
 use crate::frames::FrameAllocator;
 use crate::mirror::NoMirror;
 use crate::page::TablePage;
-use crate::protocol::{State, leaf, state};
+use crate::protocol::{Locked, State, leaf, look, state};
 
 impl<F: Format, A: FrameAllocator> PageTable<F, A, NoMirror> {
     /// Splits every leaf of a range that is larger than `size`; a leaf covered in part is split as well.
@@ -63,12 +63,12 @@ impl<F: Format, A: FrameAllocator> PageTable<F, A, NoMirror> {
                 && F::is_table(position.raw)
                 && let Ok(locked) = position.slot::<F>().lock()
                 && F::is_table(locked.value())
-                && let Some((pfn, attributes)) = self.first_leaf(locked.value(), size)
+                && let Some((pfn, attributes)) = self.first_leaf(&locked, size)
                 && pfn.is_aligned(size)
             {
                 match self.collapsible(&locked, pfn, size) {
                     Ok(gone) if gone.leaves.pages() == size.pages() => {
-                        if let Some(dirty) = gone.uniform(self, locked.value(), attributes) {
+                        if let Some(dirty) = gone.uniform(self, attributes) {
                             let dirty = dirty || attributes.permissions.writable();
                             let used = Use { accessed: true, dirty };
                             done.replaced += gone.leaves;
@@ -91,12 +91,16 @@ impl<F: Format, A: FrameAllocator> PageTable<F, A, NoMirror> {
     }
 
     /// The first frame and the attributes of the first leaf below a table entry that is locked.
-    fn first_leaf(&self, raw: u64, size: PageSize) -> Option<(premap_address::Pfn, Attributes<F>)> {
-        let mut raw = raw;
+    fn first_leaf<'t>(
+        &'t self,
+        locked: &Locked<'t, F>,
+        size: PageSize,
+    ) -> Option<(premap_address::Pfn, Attributes<F>)> {
+        let (mut raw, mut below) = (locked.value(), locked.below());
         let mut level = size.level();
-        while level > 1 && F::is_table(raw) {
-            raw = leaf::load(self.page_of(F::frame(raw, PageSize::Size4K)).word(0));
+        while let Some(table) = below {
             level -= 1;
+            (raw, below) = look::<F>(self.page_of(table).word(0), level);
         }
         let found = leaf_size(level)?;
         (state::<F>(raw, level) == State::Leaf).then(|| (F::frame(raw, found), F::attributes(raw, found)))

@@ -145,17 +145,15 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
         part: Part,
         done: &mut Changed<'t, F, A, M>,
     ) -> Result<(), Stopped<M::Refusal>> {
-        let table = LeafTable::behind(self, locked, position.base);
+        let Some(table) = LeafTable::behind(self, locked, position.base) else { return Ok(()) };
         if part.covers(position)
             && !M::ACTIVE
             && let Some(leaves) = only_leaves::<F>(table.page)
         {
-            let frame = F::frame(table.locked.value(), PageSize::Size4K);
-            table.locked.publish(frozen::<F>());
+            done.flush.remove(table.locked.unlink(frozen::<F>()));
             done.leaves.size_4k += leaves;
             done.flush.owe(position.base, position.span());
             done.flush.freeze(position.page, position.index, 1, F::ABSENT);
-            done.flush.remove(frame);
             return Ok(());
         }
         let mut gpa = part.gpa;
@@ -185,10 +183,9 @@ impl<F: Format, A: FrameAllocator, M: Mirror> PageTable<F, A, M> {
             let frame = F::frame(table.locked.value(), PageSize::Size4K);
             let told = self.mirror().remove_table(position.base, 1, frame);
             told.map_err(|why| Stopped { gpa: part.next, obstacle: Obstacle::Refused(why) })?;
-            table.locked.publish(frozen::<F>());
+            done.flush.remove(table.locked.unlink(frozen::<F>()));
             done.flush.freeze(position.page, position.index, 1, F::ABSENT);
             done.flush.owe(position.base, position.span());
-            done.flush.remove(frame);
         }
         Ok(())
     }

@@ -7,7 +7,9 @@ use premap_mmu::{
     PageSize, PageTable, Permissions, Pfn, Present, Stopped, TracksUse, Use,
 };
 
-use super::{Area, FIRST, Model, Op, Page, Shift, WINDOW, at, edges, pages, permissions, present, size};
+use super::{
+    Area, FIRST, Model, Op, Page, Shift, WINDOW, at, edges, leaf_size, pages, permissions, present, size,
+};
 
 impl<F: TracksUse> Model<F> {
     /// Does what only a format with access and dirty bits can, and says whether the operation was one of these.
@@ -94,7 +96,7 @@ impl<F: Format> Model<F> {
                 range
             }
             Op::Place { page, size: choice, pfn, permissions: access, present: policy, valid } => {
-                let size = size(choice).min(F::LARGEST);
+                let size = leaf_size(choice).min(F::LARGEST);
                 let gpa = at(FIRST + u64::from(page) % WINDOW).align_down(size);
                 let pfn = |page| if let Shift::Odd = pfn { page } else { pfn.frame(page) };
                 let range = GpaRange::new(gpa, size.bytes());

@@ -1,13 +1,12 @@
 //! The protocol under every interleaving: `RUSTFLAGS="--cfg loom" cargo test -p premap-mmu --release --test loom`.
 //!
-//! The models run the crate's own code. Tables have four entries here, and the allocator tracks each frame's life with a
-//! loom cell: following a table entry reads the cell, giving the frame back writes it, so a walker that is not ordered
-//! before the free is found whatever the memory holds.
+//! The models run the crate's own code. Tables have four entries here.
 #![cfg(loom)]
 // UNSAFETY: an allocator that watches its frames, and cells that loom checks.
 #![expect(unsafe_code, reason = "the allocator trait and loom's cells are unsafe")]
 
-use std::ptr::NonNull;
+mod watched;
+
 use std::sync::Arc as StdArc;
 
 use loom::cell::UnsafeCell;
@@ -15,61 +14,10 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 use premap_mmu::{
-    Attributes, Edges, Ept, FrameAllocator, Gpa, GpaRange, Heap, Levels, Mirror, NoMirror, Obstacle,
-    PAGE_SIZE, PageSize, PageTable, Permissions, Pfn, Present,
+    Access, Attributes, Edges, Ept, Gpa, GpaRange, Levels, Mirror, NoMirror, Obstacle, PAGE_SIZE, PageSize,
+    PageTable, Permissions, Pfn, Present,
 };
-
-/// Frames that loom watches: a fixed few, each with a cell.
-struct Watched {
-    frames: Vec<(Pfn, UnsafeCell<bool>)>,
-    next: loom::sync::Mutex<usize>,
-}
-
-// SAFETY: the cells are there to be raced on under loom's eyes; the frames behind them are Heap's.
-unsafe impl Send for Watched {}
-// SAFETY: as for `Send`.
-unsafe impl Sync for Watched {}
-
-impl Watched {
-    fn new(frames: usize) -> StdArc<Self> {
-        let frames = (0..frames).map(|_| (Heap.allocate().expect("memory"), UnsafeCell::new(false)));
-        StdArc::new(Self { frames: frames.collect(), next: loom::sync::Mutex::new(0) })
-    }
-
-    fn life(&self, frame: Pfn) -> &UnsafeCell<bool> {
-        &self.frames.iter().find(|(own, _)| *own == frame).expect("a frame of ours").1
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        for (frame, _) in &self.frames {
-            // SAFETY: the tables are gone before their allocator.
-            unsafe { Heap.free(*frame) };
-        }
-    }
-}
-
-// SAFETY: the frames are Heap's, each given out once.
-unsafe impl FrameAllocator for Watched {
-    fn allocate(&self) -> Option<Pfn> {
-        let mut next = self.next.lock().expect("no panics");
-        let (frame, _) = self.frames.get(*next)?;
-        *next += 1;
-        Some(*frame)
-    }
-
-    unsafe fn free(&self, frame: Pfn) {
-        // SAFETY: loom checks that nobody else is in the cell.
-        self.life(frame).with_mut(|freed| unsafe { *freed = true });
-    }
-
-    fn pointer(&self, frame: Pfn) -> NonNull<premap_mmu::frames::TablePage> {
-        // SAFETY: loom checks that nobody writes the cell meanwhile.
-        self.life(frame).with(|freed| assert!(!unsafe { *freed }, "a freed table is reached"));
-        Heap.pointer(frame)
-    }
-}
+use watched::Watched;
 
 type Table<M = NoMirror> = PageTable<Ept, StdArc<Watched>, M>;
 
@@ -225,12 +173,92 @@ fn a_split_keeps_what_the_processor_notes_meanwhile() {
         drop(done);
         let processor = thread::spawn({
             let table = table.clone();
-            move || table.view().access(at(1), premap_mmu::Access::Write).is_ok()
+            move || table.view().access(at(1), Access::Write).is_ok()
         });
         drop(table.split(block(), PageSize::Size4K));
         assert!(processor.join().expect("no panic"));
         assert!(table.walk(at(1)).is_some_and(|leaf| leaf.attributes.used.dirty), "a write was forgotten");
     });
+}
+
+#[test]
+fn a_change_keeps_what_the_processor_notes_meanwhile() {
+    for change in [Change::ClearAccessed, Change::WriteProtect] {
+        check(move || {
+            let table = table(6);
+            assert_eq!(map(&table, 1, 101), None);
+            assert!(table.view().access(at(1), Access::Read).is_ok());
+            let processor = thread::spawn({
+                let table = table.clone();
+                move || table.view().access(at(1), Access::Write).is_ok()
+            });
+            let page = GpaRange::new(at(1), PAGE_SIZE);
+            drop(match change {
+                Change::ClearAccessed => table.test_and_clear_accessed(page, |_| {}),
+                Change::WriteProtect => table.write_protect(page, Edges::Whole),
+            });
+            let wrote = processor.join().expect("no panic");
+            let leaf = table.walk(at(1)).expect("mapped");
+            assert_eq!(leaf.attributes.used.dirty, wrote, "a write was forgotten");
+            assert!(wrote || !leaf.writable());
+        });
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Change {
+    ClearAccessed,
+    WriteProtect,
+}
+
+#[test]
+fn a_walker_sees_new_tables_whole() {
+    for pages in [1, 2] {
+        check(move || {
+            let table = table(8);
+            let walker = thread::spawn({
+                let table = table.clone();
+                move || table.walk(at(1)).map(|leaf| leaf.pfn)
+            });
+            // One page is put in an empty table that is linked and locked; two are in theirs before it is linked.
+            if pages == 1 {
+                assert_eq!(map(&table, 1, 101), None);
+            } else {
+                let range = GpaRange::new(at(0), pages * PAGE_SIZE);
+                let done = table.map(range, Pfn::new(100), all(), PageSize::Size4K, Present::Keep);
+                assert_eq!((done.stopped, done.mapped.size_4k), (None, pages));
+            }
+            assert!(walker.join().expect("no panic").is_none_or(|pfn| pfn == Pfn::new(101)));
+        });
+    }
+}
+
+#[test]
+fn nothing_is_mapped_anew_before_the_flush_is_done() {
+    for range in [block(), GpaRange::new(at(1), PAGE_SIZE)] {
+        check(move || {
+            let table = table(8);
+            assert_eq!((map(&table, 0, 100), map(&table, 1, 101)), (None, None));
+            let flushed = Arc::new(UnsafeCell::new(0_u8));
+            let mapper = thread::spawn({
+                let (table, flushed) = (table.clone(), Shared(flushed.clone()));
+                move || {
+                    let flushed = flushed;
+                    let done =
+                        table.place(at(1), PageSize::Size4K, Pfn::new(7), all(), Present::Keep, || true);
+                    if done.mapped.total() == 1 {
+                        // SAFETY: loom checks that nobody writes the cell meanwhile.
+                        flushed.0.with(|done| assert_eq!(unsafe { *done }, 1));
+                    }
+                }
+            });
+            table.unmap(range, Edges::Whole).flush.complete(|_| {
+                // SAFETY: loom checks that nobody else is in the cell.
+                flushed.with_mut(|done| unsafe { *done = 1 });
+            });
+            mapper.join().expect("no panic");
+        });
+    }
 }
 
 #[test]
@@ -263,7 +291,7 @@ fn a_flush_by_waiting_outlasts_every_access() {
             move || {
                 let memory = memory;
                 let view = table.view();
-                if view.access(at(1), premap_mmu::Access::Write).is_ok() {
+                if view.access(at(1), Access::Write).is_ok() {
                     // SAFETY: loom checks that nobody else is in the cell.
                     memory.0.with_mut(|byte| unsafe { *byte = 1 });
                 }
