@@ -14,7 +14,7 @@ use crate::pools::Pools;
 
 const NAME: &str = "premap";
 /// How often threads repeat their work in a round: each time is a fraction of a millisecond.
-const PASSES: usize = 8;
+const PASSES: usize = 32;
 /// Frames for tables of all pages, in each pool's share.
 const FRAMES: usize = 2_100;
 /// What one leaf table maps.
