@@ -28,7 +28,7 @@ const CHUNK: usize = 16 << 20;
 const SMALL_CHUNK: usize = 2 << 20;
 const SMALL_RUN: usize = 4 << 20;
 /// Large, so that a run's beginning and end weigh little.
-const PIECE: usize = 128 << 20;
+const PIECE: usize = 512 << 20;
 /// Small, so that most samples are not disturbed by another program's turn on the processor.
 const OVERHEAD: usize = 64 << 20;
 const PAGE: usize = 4096;

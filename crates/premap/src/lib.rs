@@ -80,6 +80,7 @@ mod gate;
 mod host_stage;
 mod interrupt;
 mod memory;
+mod muster;
 mod pace;
 mod patience;
 mod pipeline;

@@ -22,6 +22,7 @@ use crate::control::Control;
 use crate::engine::{Error, Stages};
 use crate::host_stage::HostStage;
 use crate::interrupt::Interrupt;
+use crate::muster::Muster;
 use crate::pace::{Pace, Pacer};
 use crate::pipeline::{Job, Pipeline};
 use crate::plan::Chunk;
@@ -67,6 +68,7 @@ pub(crate) struct Run<'a, I> {
     usable: AtomicUsize,
     /// Threads that have not ended.
     at_work: AtomicUsize,
+    muster: Muster,
 }
 
 impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
@@ -82,6 +84,7 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
             watched: workers.map(Worker::new).collect(),
             usable: AtomicUsize::new(vcpus),
             at_work: AtomicUsize::new(0),
+            muster: Muster::default(),
             terms,
         }
     }
@@ -138,7 +141,14 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
         Ok(report)
     }
 
+    /// Waits until every thread of the run has started.
+    fn begin_together(&self) {
+        let threads = self.terms.host_threads + self.watched.len();
+        self.muster.wait_for(threads, || self.control.ended().is_some());
+    }
+
     fn host_worker(&self, _shift: Shift<'_, 'a, I>) -> Tally {
+        self.begin_together();
         let mut tally = Tally::default();
         self.populate_rest(&mut tally);
         tally
@@ -186,6 +196,7 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
     }
 
     fn vcpu_worker<V: Vcpu>(&self, worker: &Worker, vcpu: &mut V, _shift: Shift<'_, 'a, I>) -> Tally {
+        self.begin_together();
         let mut tally = Tally::default();
         let mut stage = SecondStage {
             vcpu,
@@ -244,6 +255,7 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
 
     /// Wakes every worker that waits for something, to look whether the run has ended.
     fn wake(&self) {
+        self.muster.wake();
         self.pipeline.wake();
         self.pacer.wake();
         self.control.entrance.wake();
