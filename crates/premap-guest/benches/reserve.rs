@@ -11,7 +11,7 @@ use premap::{Engine, Gpa, GpaRange, Plan, Region, Stages};
 use premap_guest::TdMachine;
 use premap_softkvm::Profile;
 
-const BYTES: u64 = if cfg!(debug_assertions) { 64 << 20 } else { 4 << 30 };
+const BYTES: u64 = if cfg!(debug_assertions) { 64 << 20 } else { 16 << 30 };
 const THREADS: [usize; 2] = [1, 2];
 
 /// Nanoseconds a page, with so many vCPUs.

@@ -1,19 +1,23 @@
 //! The machine on which TDs run: its TDX module, its memory, its keys.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use premap_address::{Hpa, PAGE_SIZE, Pfn};
+use premap_address::{Gfn, Hpa, PAGE_SIZE, Pfn};
 use premap_kvm::Errno;
 use premap_tdx_module::seamcall::Counts;
 use premap_tdx_module::{Config, Hkid, HpaRange, Module};
 
-use super::PAGE_BYTES;
+use super::shards::Shards;
 
 /// The first address of the machine's memory. Not zero, so that no page of a TD has the number zero.
 const START: u64 = 1 << 20;
 
+/// As much memory as 32 bits of frame number reach.
+const MOST: u64 = PAGE_SIZE << 32;
+/// Pages set aside at once for a stretch of guest memory: 2 MiB.
+const RUN: u64 = 512;
 /// Pages set aside at once for single uses.
 const SINGLES: u64 = 64;
 
@@ -25,6 +29,10 @@ pub struct TdxHost {
     next: AtomicU64,
     end: u64,
     returned: Mutex<Vec<Hpa>>,
+    /// How many there are of these, to be asked without the lock.
+    waiting: AtomicUsize,
+    /// Fresh pages of each stretch of guest memory, for its pages.
+    fresh: Shards<Range<u64>>,
     /// Fresh pages for single uses, tables and control structures, which so lie together.
     singles: Mutex<Range<u64>>,
     keys: Mutex<Vec<Hkid>>,
@@ -38,9 +46,12 @@ impl TdxHost {
     /// A machine with so many bytes of memory for TDs.
     ///
     /// # Errors
-    /// EINVAL: no multiple of 4 KiB, none at all, or more than addresses reach.
+    /// EINVAL: no multiple of 4 KiB, none at all, or more than 16 TiB.
     pub fn new(bytes: u64) -> Result<Arc<Self>, Errno> {
         let memory = HpaRange::new(Hpa::new(START), bytes).ok_or(Errno::INVAL)?;
+        if memory.end().raw() > MOST {
+            return Err(Errno::INVAL);
+        }
         let module = Module::new(&Config::new(memory)).map_err(|_| Errno::INVAL)?;
         let keys = module.keys().private.clone().rev().map(Hkid).collect();
         Ok(Arc::new(Self {
@@ -48,6 +59,8 @@ impl TdxHost {
             next: AtomicU64::new(START),
             end: memory.end().raw(),
             returned: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            fresh: Shards::default(),
             singles: Mutex::new(0..0),
             keys: Mutex::new(keys),
         }))
@@ -61,7 +74,7 @@ impl TdxHost {
 
     /// A page of memory, of any content.
     pub(super) fn allocate(&self) -> Result<Hpa, Errno> {
-        if let Some(page) = lock(&self.returned).pop() {
+        if let Some(page) = self.used() {
             return Ok(page);
         }
         let mut singles = lock(&self.singles);
@@ -76,9 +89,19 @@ impl TdxHost {
         Ok(page)
     }
 
-    /// Pages for a use of at most so many, which are not all needed at once.
-    pub(super) fn supply(&self, most: u64) -> Supply<'_> {
-        Supply { host: self, most, run: 0..0 }
+    /// A page that came back.
+    fn used(&self) -> Option<Hpa> {
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let page = lock(&self.returned).pop();
+        self.waiting.fetch_sub(usize::from(page.is_some()), Ordering::Relaxed);
+        page
+    }
+
+    /// Memory for pages of the guest from `gfn` on. Pages of the same stretch wait until it is dropped.
+    pub(super) fn supply(&self, gfn: Gfn) -> Supply<'_> {
+        Supply { host: self, fresh: self.fresh.of(gfn) }
     }
 
     /// So many pages that follow each other.
@@ -93,12 +116,7 @@ impl TdxHost {
     /// Takes a page back that no TD has any more.
     pub(super) fn free(&self, page: Hpa) {
         lock(&self.returned).push(page);
-    }
-
-    /// Takes back pages of a run that were not used.
-    fn free_run(&self, run: Range<u64>) {
-        let pages = run.step_by(PAGE_BYTES).map(Hpa::new);
-        lock(&self.returned).extend(pages);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A key that no TD has.
@@ -116,35 +134,25 @@ impl TdxHost {
     }
 }
 
-/// Memory for one block of a TD's pages: what came back first, then a run of fresh pages, taken at once. What is left of it
-/// goes back on drop.
+/// Memory for a TD's pages: what came back first, then fresh pages, taken many at once.
 #[derive(Debug)]
 pub(super) struct Supply<'h> {
     host: &'h TdxHost,
-    most: u64,
-    run: Range<u64>,
+    fresh: MutexGuard<'h, Range<u64>>,
 }
 
 impl Supply<'_> {
     pub(super) fn next(&mut self) -> Result<Hpa, Errno> {
-        if self.run.is_empty() {
-            if let Some(page) = lock(&self.host.returned).pop() {
-                return Ok(page);
-            }
-            let Ok(start) = self.host.allocate_run(self.most.max(1)) else { return self.host.allocate() };
-            self.run = start.raw()..start.raw() + self.most.max(1) * PAGE_SIZE;
+        if let Some(page) = self.host.used() {
+            return Ok(page);
         }
-        let page = Hpa::new(self.run.start);
-        self.run.start += PAGE_SIZE;
-        self.most = self.most.saturating_sub(1);
+        if self.fresh.is_empty() {
+            // Where memory runs out, what other stretches set aside stays with them.
+            let Ok(start) = self.host.allocate_run(RUN) else { return self.host.allocate() };
+            *self.fresh = start.raw()..start.raw() + RUN * PAGE_SIZE;
+        }
+        let page = Hpa::new(self.fresh.start);
+        self.fresh.start += PAGE_SIZE;
         Ok(page)
-    }
-}
-
-impl Drop for Supply<'_> {
-    fn drop(&mut self) {
-        if !self.run.is_empty() {
-            self.host.free_run(self.run.clone());
-        }
     }
 }

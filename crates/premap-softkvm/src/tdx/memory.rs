@@ -65,7 +65,7 @@ impl Td {
         let pages = in_block(gfn, pages);
         self.reservations.with(gfn, |block| {
             let mut failed = None;
-            let mut memory = self.host.supply(pages.end.number() - gfn.number());
+            let mut memory = self.host.supply(gfn);
             // A leaf comes to be under the block's lock only, which is held.
             let empty = built.table.query(range(&pages)) == Leaves::NONE;
             let done = built.table.fill(range(&pages), Present::Keep, valid, |gpa| {
@@ -160,7 +160,7 @@ impl Td {
         let pages = in_block(gfn, pages);
         let mut last = None;
         let mut failed = None;
-        let mut supply = self.host.supply(pages.end.number() - gfn.number());
+        let mut supply = self.host.supply(gfn);
         let done = built.table.fill(range(&pages), Present::Keep, valid, |gpa| {
             if failed.is_some() || built.table.walk(gpa).is_some() {
                 return None;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use premap_address::{Gpa, Hpa, PageSize, Pfn};
 use premap_kvm::Errno;
@@ -12,6 +12,7 @@ use premap_tdx_module::{Failure, Level, PageInfo};
 use super::Page;
 use super::errors::insist;
 use super::host::TdxHost;
+use super::shards::Shards;
 
 /// The Secure-EPT of a TD, as the module has it.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub(super) struct Secure {
     /// How many changes wait for vCPUs to exit.
     kicks: AtomicUsize,
     /// Secure-EPT pages by what they span: first address and level.
-    tables: Mutex<HashMap<(Gpa, u8), Hpa>>,
+    tables: Shards<HashMap<(Gpa, u8), Hpa>>,
 }
 
 /// Why the Secure-EPT stays as it is.
@@ -53,7 +54,7 @@ impl Secure {
             runnable: AtomicBool::new(false),
             source: Mutex::default(),
             kicks: AtomicUsize::new(0),
-            tables: Mutex::default(),
+            tables: Shards::default(),
         }
     }
 
@@ -65,13 +66,9 @@ impl Secure {
         self.runnable.store(true, Ordering::Release);
     }
 
-    fn tables(&self) -> MutexGuard<'_, HashMap<(Gpa, u8), Hpa>> {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Takes every Secure-EPT page out of the books.
     pub(super) fn take_tables(&self) -> Vec<Hpa> {
-        self.tables().drain().map(|(_, table)| table).collect()
+        self.tables.iter().flat_map(|mut tables| std::mem::take(&mut *tables).into_values()).collect()
     }
 
     /// Whether a vCPU that runs should leave the guest and come back: KVM's request to exit.
@@ -125,7 +122,7 @@ impl Mirror for Secure {
             self.host.free(table);
             return Err(failure.into());
         }
-        self.tables().insert((gpa, level), table);
+        self.tables.of(gpa.frame()).insert((gpa, level), table);
         Ok(())
     }
 
@@ -152,7 +149,7 @@ impl Mirror for Secure {
     fn remove_table(&self, gpa: Gpa, level: u8, _: Pfn) -> Result<(), Refusal> {
         let entry = info(gpa, level);
         let table = self.after_blocking(entry, || self.host.module.mem_sept_remove(entry, self.tdr))?;
-        self.tables().remove(&(gpa, level));
+        self.tables.of(gpa.frame()).remove(&(gpa, level));
         self.reuse(table);
         Ok(())
     }

@@ -26,6 +26,7 @@ mod ioctls;
 mod memory;
 mod mirror;
 mod reservations;
+mod shards;
 mod teardown;
 #[cfg(test)]
 mod tests;

@@ -4,19 +4,24 @@
 //! reserved or present in the mirror, never both.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use premap_address::{Gfn, Hpa, PageSize};
+use premap_address::{Gfn, Hpa, PageSize, Pfn};
 
 use super::BLOCK_PAGES;
+use super::shards::Shards;
 
-/// The reserved pages of 2 MiB.
+/// The reserved pages of 2 MiB: frame numbers, which for the memory that a host can have fit 32 bits and are never zero.
 #[derive(Debug)]
 pub(super) struct Block {
-    pages: [Option<Hpa>; BLOCK_PAGES],
+    pages: [Option<NonZeroU32>; BLOCK_PAGES],
     count: u64,
+}
+
+fn address(frame: NonZeroU32) -> Hpa {
+    Pfn::new(frame.get().into()).address()
 }
 
 impl Default for Block {
@@ -26,28 +31,25 @@ impl Default for Block {
 }
 
 impl Block {
-    fn page(&mut self, gfn: Gfn) -> &mut Option<Hpa> {
-        &mut self.pages[index(gfn)]
-    }
-
     /// The memory that is set aside for a page.
     pub(super) fn get(&self, gfn: Gfn) -> Option<Hpa> {
-        self.pages[index(gfn)]
+        self.pages[index(gfn)].map(address)
     }
 
     /// Sets memory aside for a page that has none.
     pub(super) fn reserve(&mut self, gfn: Gfn, memory: Hpa) {
-        let page = self.page(gfn);
+        let page = &mut self.pages[index(gfn)];
         debug_assert!(page.is_none(), "{gfn:?} is reserved");
-        *page = Some(memory);
+        *page = u32::try_from(memory.frame().number()).ok().and_then(NonZeroU32::new);
+        debug_assert!(page.is_some(), "{memory} is no memory of a host");
         self.count += 1;
     }
 
     /// Takes a reservation back.
     pub(super) fn take(&mut self, gfn: Gfn) -> Option<Hpa> {
-        let memory = self.page(gfn).take();
+        let memory = self.pages[index(gfn)].take();
         self.count -= u64::from(memory.is_some());
-        memory
+        memory.map(address)
     }
 }
 
@@ -58,8 +60,7 @@ fn index(gfn: Gfn) -> usize {
 /// A VM's reservations.
 #[derive(Debug, Default)]
 pub(super) struct Reservations {
-    blocks: Mutex<HashMap<u64, Arc<Mutex<Block>>>>,
-    count: AtomicU64,
+    blocks: Shards<HashMap<u64, Arc<Mutex<Block>>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -69,28 +70,25 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Reservations {
     /// How many pages are reserved.
     pub(super) fn count(&self) -> u64 {
-        self.count.load(Ordering::Acquire)
+        let in_shard = |shard: MutexGuard<'_, HashMap<u64, Arc<Mutex<Block>>>>| -> u64 {
+            shard.values().map(|block| lock(block).count).sum()
+        };
+        self.blocks.iter().map(in_shard).sum()
     }
 
     /// Runs `change` on the reservations of the block that holds `gfn`.
     pub(super) fn with<R>(&self, gfn: Gfn, change: impl FnOnce(&mut Block) -> R) -> R {
-        let block = {
-            let mut blocks = lock(&self.blocks);
-            Arc::clone(blocks.entry(gfn.align_down(PageSize::Size2M).number()).or_default())
-        };
-        let mut block = lock(&block);
-        let before = block.count;
-        let result = change(&mut block);
-        self.count.fetch_add(block.count.wrapping_sub(before), Ordering::AcqRel);
-        result
+        let first = gfn.align_down(PageSize::Size2M).number();
+        let block = Arc::clone(self.blocks.of(gfn).entry(first).or_default());
+        change(&mut lock(&block))
     }
 
     /// Takes the reservations of pages back, and gives the memory that was set aside.
     pub(super) fn withdraw(&self, pages: &Range<Gfn>) -> Vec<Hpa> {
         let first = pages.start.align_down(PageSize::Size2M).number();
         let concerned = first..pages.end.number();
-        let blocks: Vec<u64> =
-            lock(&self.blocks).keys().copied().filter(|block| concerned.contains(block)).collect();
+        let in_shard = |shard: MutexGuard<'_, HashMap<u64, _>>| shard.keys().copied().collect::<Vec<u64>>();
+        let blocks = self.blocks.iter().flat_map(in_shard).filter(|block| concerned.contains(block));
         let mut taken = Vec::new();
         for start in blocks {
             let own =
