@@ -80,12 +80,12 @@ pub(crate) struct Machine {
     /// What the memory is made of
     #[arg(long, default_value = "anon", value_parser = backing())]
     pub(crate) backing: Backing,
-    /// What the first-touch guest does to the first word of every page
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) touch: Touching,
-    /// In what order the first-touch guest touches its pages
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) order: Ordering,
+    /// What the first-touch guest does to the first word of every page [default: write]
+    #[arg(long, value_enum)]
+    pub(crate) touch: Option<Touching>,
+    /// In what order the first-touch guest touches its pages [default: ascending]
+    #[arg(long, value_enum)]
+    pub(crate) order: Option<Ordering>,
     /// Virtual CPUs, which share the work; as many threads map memory ahead
     #[arg(long, value_name = "N", default_value = "1", value_parser = vcpus, allow_negative_numbers = true)]
     pub(crate) vcpus: u32,
@@ -216,8 +216,9 @@ mod tests {
         assert_eq!((machine.backend, machine.memory), (Backend::Auto, Size(512 << 20)));
         assert_eq!(
             (machine.backing, machine.touch, machine.order, machine.vcpus),
-            (Backing::Anonymous, Touching::Write, Ordering::Ascending, 1)
+            (Backing::Anonymous, None, None, 1)
         );
+        assert_eq!((Touching::default(), Ordering::default()), (Touching::Write, Ordering::Ascending));
         assert_eq!((run.strategy, run.chunk, run.deadline, run.json), (Choice::All, None, None, false));
     }
 }

@@ -35,13 +35,6 @@ pub(crate) fn run(options: &options::Run) -> anyhow::Result<ExitCode> {
     let machine = &options.machine;
     check(machine)?;
     if machine.linux.guest == Guest::Linux {
-        if options.strategy == options::Choice::Background {
-            return Err(BadUse(
-                "--strategy background: the Linux guest has no spare vCPUs; leave --guest linux away, or take two-stage"
-                    .to_owned(),
-            )
-            .into());
-        }
         let bootable = Bootable::new(machine)?;
         let mapping = mapping(options, || bootable.identity())?;
         return compare(&bootable.linux, options, |strategy, bar| bootable.measure(&mapping, strategy, bar));
@@ -56,6 +49,11 @@ pub(crate) fn run(options: &options::Run) -> anyhow::Result<ExitCode> {
 /// Refuses what can't be had, before anything is made.
 pub(crate) fn check(machine: &options::Machine) -> anyhow::Result<()> {
     machine.linux.check()?;
+    let touches = [("--touch", machine.touch.is_some()), ("--order", machine.order.is_some())];
+    if let Some((flag, _)) = touches.iter().find(|(_, given)| *given && machine.linux.guest == Guest::Linux) {
+        let why = format!("{flag}: Linux touches what it likes; leave it away, or --guest linux");
+        return Err(BadUse(why).into());
+    }
     let (memory, backing) = (machine.memory, machine.backing);
     let page = backing.page_size();
     if !memory.0.is_multiple_of(page.bytes()) {
@@ -78,8 +76,8 @@ pub(crate) fn setting(machine: &options::Machine) -> Setting {
     Setting {
         bytes: machine.memory.0,
         backing: machine.backing,
-        access: machine.touch.into(),
-        order: machine.order.into(),
+        access: machine.touch.unwrap_or_default().into(),
+        order: machine.order.unwrap_or_default().into(),
         vcpus: machine.vcpus,
     }
 }

@@ -39,7 +39,8 @@ fn a_linux_guest_that_can_t_be_had_is_told_before_anything_is_made() {
     check("run --guest linux --backend soft --kernel /nowhere", 1, &["--kernel /nowhere", "os error 2"]);
     check("run --guest linux --kernel /etc/hostname", 2, &["--kernel /etc/hostname", "not a bzImage"]);
     check("run --guest linux --time-limit 5", 2, &["--time-limit 5", "500ms"]);
-    check("run --guest linux --strategy background", 2, &["--strategy background", "spare vCPUs"]);
+    check("run --guest linux --touch read", 2, &["--touch", "Linux touches what it likes"]);
+    check("run --guest linux --order random", 2, &["--order", "leave it away"]);
     check("run --kernel /boot/vmlinuz", 2, &["--kernel", "add --guest linux"]);
     check("run --marker up", 2, &["--marker", "add --guest linux"]);
     check("run --guest windows", 2, &["--guest windows", "first-touch, linux"]);

@@ -16,7 +16,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let image = Image::new(std::fs::read("vmlinuz")?, Some(std::fs::read("initramfs")?), "console=ttyS0 quiet")?;
-//! let shape = Shape { bytes: 256 << 20, backing: Backing::Anonymous, vcpus: 1 };
+//! let shape = Shape { bytes: 256 << 20, backing: Backing::Anonymous, vcpus: 1, spares: 0 };
 //! let mut machine = LinuxMachine::new(&Linux::open()?, &image, &shape)?;
 //! let boot = machine.boot(&Until { marker: Some("login:".into()), limit: Duration::from_secs(60) })?;
 //! println!("{:?} after {:?} and {} faults", boot.end, boot.elapsed, boot.cost.faults);
@@ -38,5 +38,5 @@ mod vcpu;
 
 pub use error::{ImageError, LinuxGuestError};
 pub use image::Image;
-pub use machine::{Boot, Lent, LinuxMachine, MAX_VCPUS, Shape};
+pub use machine::{Boot, Lent, LinuxMachine, MAX_VCPUS, Shape, Spare};
 pub use vcpu::{End, Until};

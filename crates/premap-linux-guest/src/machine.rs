@@ -18,7 +18,7 @@ use crate::ram::Ram;
 use crate::vcpu::{self, End, Until, lock};
 use crate::{acpi, cpu, load};
 
-/// How many vCPUs the machine's ACPI tables can name.
+/// How many vCPUs the machine's ACPI tables can name, and its interrupt controllers tell apart.
 pub const MAX_VCPUS: u32 = 254;
 
 /// What a machine is to be like.
@@ -28,8 +28,10 @@ pub struct Shape {
     pub bytes: u64,
     /// What that is made of.
     pub backing: Backing,
-    /// How many vCPUs, 1 to [`MAX_VCPUS`].
+    /// How many vCPUs the guest has, 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
+    /// How many more there are that never run, and that the guest is not told of. With the guest's, at most [`MAX_VCPUS`].
+    pub spares: u32,
 }
 
 /// A machine with a kernel in its memory, ready to run.
@@ -37,10 +39,14 @@ pub struct Shape {
 pub struct LinuxMachine {
     // Dropped in this order: the memory outlives the VM, which lives as long as its vCPUs.
     vcpus: Vec<Borrowable<VcpuFd>>,
+    spares: Vec<Spare>,
     vm: Borrowable<VmFd>,
     ram: Ram,
     ports: Arc<Mutex<Ports>>,
 }
+
+/// A vCPU that never runs.
+pub type Spare = linux::Vcpu<Borrowable<VcpuFd>>;
 
 /// A machine's parts, lent together.
 #[derive(Debug)]
@@ -68,8 +74,12 @@ impl LinuxMachine {
     /// # Errors
     /// An image that does not fit the memory, or what the kernel gives.
     pub fn new(linux: &Linux, image: &Image, shape: &Shape) -> Result<Self, LinuxGuestError> {
-        let count = u8::try_from(shape.vcpus).ok().filter(|_| (1..=MAX_VCPUS).contains(&shape.vcpus));
-        let count = count.ok_or(LinuxGuestError::Vcpus(shape.vcpus))?;
+        let all = shape.vcpus.saturating_add(shape.spares);
+        let counts = (u8::try_from(shape.vcpus), u8::try_from(all));
+        let (Ok(count), Ok(all)) = counts else { return Err(LinuxGuestError::Vcpus(all)) };
+        if count == 0 || u32::from(all) > MAX_VCPUS {
+            return Err(LinuxGuestError::Vcpus(all.into()));
+        }
         let ram = Ram::new(shape.bytes, shape.backing)?;
         let entry = load::load(image, &ram)?;
         ram.with(|memory| {
@@ -86,17 +96,21 @@ impl LinuxMachine {
         })?;
         vm.0.register_irqfd(&interrupt, SERIAL_IRQ).map_err(kvm("KVM_IRQFD"))?;
         let cpuid = cpu::cpuid(linux.kvm())?;
-        let mut vcpus = Vec::new();
-        for id in 0..count {
+        let (mut vcpus, mut spares) = (Vec::new(), Vec::new());
+        for id in 0..all {
             let fd = vm.0.create_vcpu(id.into()).map_err(kvm("KVM_CREATE_VCPU"))?;
             cpu::set_cpuid(&fd, &cpuid, id, count)?;
             if id == 0 {
                 cpu::enter(&fd, entry)?;
             }
-            vcpus.push(Borrowable(fd));
+            if id < count {
+                vcpus.push(Borrowable(fd));
+            } else {
+                spares.push(Spare::new(Borrowable(fd)));
+            }
         }
         let ports = Arc::new(Mutex::new(Ports::new(Interrupt(interrupt))));
-        let machine = Self { vcpus, vm, ram, ports };
+        let machine = Self { vcpus, spares, vm, ram, ports };
         machine.tell_memory()?;
         Ok(machine)
     }
@@ -110,6 +124,12 @@ impl LinuxMachine {
     /// VM and vCPUs, for an engine to work with.
     pub fn lend(&mut self) -> Lent<'_> {
         Lent { vm: linux::Vm::new(&self.vm), vcpus: self.vcpus.iter().map(linux::Vcpu::new).collect() }
+    }
+
+    /// The spare vCPUs, for an engine to keep while the guest runs. They must not outlive the machine's memory: an engine that
+    /// maps in the background is ended first.
+    pub fn take_spares(&mut self) -> Vec<Spare> {
+        std::mem::take(&mut self.spares)
     }
 
     /// Runs the guest up to its end, a thread a vCPU. The process's first real-time signal is taken for calling them back.

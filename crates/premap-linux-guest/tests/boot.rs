@@ -10,7 +10,7 @@ use premap_kvm::probe;
 use premap_linux_guest::{End, Image, LinuxMachine, Shape, Until};
 use vm_memory::ByteValued;
 
-const SHAPE: Shape = Shape { bytes: 64 << 20, backing: Backing::Anonymous, vcpus: 2 };
+const SHAPE: Shape = Shape { bytes: 64 << 20, backing: Backing::Anonymous, vcpus: 2, spares: 0 };
 
 /// `jmp $`
 const SPIN: [u8; 2] = [0xeb, 0xfe];

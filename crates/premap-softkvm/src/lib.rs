@@ -17,6 +17,9 @@
 //!     +---- access: walks the table, touches the bytes
 //! ```
 //!
+//! A VM can have private memory beside: `private` has guest_memfd, attributes and conversions, and [`tdx`] the VMs whose
+//! private memory a modelled TDX module keeps.
+//!
 //! Guest memory is the VMM's own, of any backing. The frame in a second-stage leaf is the host-*virtual* frame
 //! (`hva >> 12`), for that is what user space can reach; what the host's page tables hold is asked of its kernel.
 

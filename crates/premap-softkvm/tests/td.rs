@@ -248,6 +248,10 @@ fn each_command_has_the_kernel_s_errno() {
         let mut region = kvm_tdx_init_mem_region { source_addr, gpa, nr_pages };
         assert_eq!(errno(td.vcpus[0].tdx_init_mem_region(&mut region, flags)), expected, "{what}");
     }
+    td.vm.tdx_finalize_vm().unwrap();
+    assert_eq!(pre_fault(&mut td.vcpus[0], 1 << 47, 1).0, Err(Errno::INVAL), "the shared bit");
+    assert_eq!(pre_fault(&mut td.vcpus[0], (1 << 47) - PAGE_SIZE, 1).0, Err(Errno::NOENT));
+    let mut td = Td::new(Profile::V7_2, 1);
     make(&td.vm, GPA, 1, 0);
     assert_eq!(errno(td.add(0, &page, 0)), Errno::INVAL, "not private");
     make(&td.vm, GPA, 1, KVM_MEMORY_ATTRIBUTE_PRIVATE.into());

@@ -36,23 +36,26 @@ impl Bootable {
         let image = options.linux.image()?;
         let fits = image.fits(options.memory.0);
         fits.map_err(|error| BadUse(format!("--memory {}: {error}", options.memory.flag())))?;
-        if options.vcpus > MAX_VCPUS {
+        // As many again are spare where memory is mapped in the background.
+        let most = MAX_VCPUS / 2;
+        if options.vcpus > most {
             let vcpus = options.vcpus;
-            return Err(BadUse(format!("--vcpus {vcpus}: the Linux guest has 1 to {MAX_VCPUS}")).into());
+            return Err(BadUse(format!("--vcpus {vcpus}: the Linux guest has 1 to {most}")).into());
         }
-        let shape = Shape { bytes: options.memory.0, backing: options.backing, vcpus: options.vcpus };
+        let shape =
+            Shape { bytes: options.memory.0, backing: options.backing, vcpus: options.vcpus, spares: 0 };
         let linux = open(options.backend)?;
         let console = options.linux.console.clone();
         Ok(Self { linux, image, shape, until: options.linux.until(), console })
     }
 
-    /// Makes a fresh machine with the image in its memory.
-    pub(crate) fn machine(&self) -> anyhow::Result<LinuxMachine> {
-        Ok(LinuxMachine::new(&self.linux, &self.image, &self.shape)?)
+    /// Makes a fresh machine with the image in its memory, and so many vCPUs that never run.
+    fn machine(&self, spares: u32) -> anyhow::Result<LinuxMachine> {
+        Ok(LinuxMachine::new(&self.linux, &self.image, &Shape { spares, ..self.shape })?)
     }
 
     /// Boots a machine up to where it is to run.
-    pub(crate) fn boot(&self, machine: &mut LinuxMachine) -> anyhow::Result<Boot> {
+    fn boot(&self, machine: &mut LinuxMachine) -> anyhow::Result<Boot> {
         let boot = machine.boot(&self.until)?;
         let console = machine.console();
         if let Some(path) = &self.console {
@@ -81,7 +84,7 @@ impl Bootable {
 
     /// Records what a boot touches.
     pub(crate) fn record(&self) -> anyhow::Result<Recorded> {
-        let mut machine = self.machine()?;
+        let mut machine = self.machine(0)?;
         let memory = machine.regions(premap::Touch::Write);
         watch(&memory, self.identity(), || Ok(self.boot(&mut machine)?.cost.faults))
     }
@@ -93,14 +96,23 @@ impl Bootable {
         strategy: Strategy,
         bar: &Bar,
     ) -> anyhow::Result<Outcome> {
-        let mut machine = self.machine()?;
+        let in_background = strategy == Strategy::Background;
+        let mut machine = self.machine(if in_background { self.shape.vcpus } else { 0 })?;
         let regions = machine.regions(premap::Touch::Write);
+        let spares = machine.take_spares();
         let mut lent = machine.lend();
         let vcpu = lent.vcpus.first_mut().context("a machine without a vCPU")?;
         let support = probe::pre_fault(&lent.vm, vcpu);
-        let report = mapping.map(strategy, &lent.vm, &mut lent.vcpus, regions, bar)?;
-        bar.running();
-        let boot = self.boot(&mut machine)?;
+        let (report, boot) = if in_background {
+            let background = mapping.engine(&lent.vm).background(mapping.plan(regions)?, spares)?;
+            bar.running();
+            let boot = self.boot(&mut machine)?;
+            (background.join()?, boot)
+        } else {
+            let report = mapping.map(strategy, &lent.vm, &mut lent.vcpus, regions, bar)?;
+            bar.running();
+            (report, self.boot(&mut machine)?)
+        };
         Ok(Outcome {
             strategy,
             unsupported: (!support.is_supported()).then(|| support.to_string()),

@@ -26,7 +26,7 @@ use crate::profile::{Building, DeadVm, DyingSlot, StaleRoot};
 use crate::roots::Root;
 use crate::second_stage::{Answer, Purpose};
 use crate::signals::{self, Held};
-use crate::tdx::Td;
+use crate::tdx::{SHARED_BIT, Td};
 
 /// Pages that the host is asked about at once: 16 MiB.
 const WINDOW: u64 = 4096;
@@ -54,6 +54,10 @@ impl SoftVcpu {
             && self.machine.rules().building != Building::Reserved
         {
             return Err(Errno::OPNOTSUPP);
+        }
+        if self.machine.td.is_some() && wanted.end().raw() > 1 << SHARED_BIT {
+            // An alias: the shared bit is not part of what is asked for. 6.16, 8046d29dde17.
+            return Err(Errno::INVAL);
         }
         let signals = Held::new();
         let machine = Arc::clone(&self.machine);
