@@ -334,6 +334,37 @@ fn vcpus_reserve_and_augment_side_by_side() {
 }
 
 #[test]
+fn vcpus_add_pages_side_by_side_and_none_is_lost() {
+    const HALF: u64 = PAGES / 2;
+    for profile in [Profile::PROPOSAL, Profile::V7_2] {
+        let mut td = Td::new(profile, 2);
+        if profile == Profile::PROPOSAL {
+            pre_fault_all(&mut td.vcpus[0], GPA, PAGES);
+        }
+        let pages: Vec<Page> = (0..HALF).map(|_| Page([7; 4096])).collect();
+        thread::scope(|scope| {
+            for (half, vcpu) in (0..2).zip(&mut td.vcpus) {
+                let source_addr = pages.as_ptr().expose_provenance() as u64;
+                let gpa = GPA + half * HALF * PAGE_SIZE;
+                scope.spawn(move || {
+                    let mut region = kvm_tdx_init_mem_region { source_addr, gpa, nr_pages: HALF };
+                    while region.nr_pages > 0 {
+                        // PAGE.ADD has the TD alone, so one of two that meet is told to come again.
+                        let done = vcpu.tdx_init_mem_region(&mut region, 0);
+                        assert!(done.is_ok() || errno(done) == Errno::BUSY, "{done:?}");
+                    }
+                });
+            }
+        });
+        td.vm.tdx_finalize_vm().unwrap();
+        assert_eq!(mapped(&td.vm), [PAGES, 0, 0], "{profile}");
+        let adds = td.host.seamcalls().of(Seamcall::MemPageAdd);
+        assert_eq!(adds.calls - adds.refused, PAGES);
+        assert_eq!(td.vcpus[1].read(at(PAGES - 1)), Ok(u64::from_ne_bytes([7; 8])));
+    }
+}
+
+#[test]
 fn a_td_gives_all_of_its_memory_back() {
     let host = TdxHost::new(4 << 20).unwrap();
     let config = SoftConfig { profile: Profile::PROPOSAL, vm_type: VmType::Tdx, ..SoftConfig::default() };
