@@ -134,9 +134,7 @@ impl TdMachine {
         });
         let (mut all, mut first, mut last) = (Accepted::default(), None, None);
         for (vcpu, (start, end, result)) in results.into_iter().enumerate() {
-            let accepted = result.map_err(|fault| failed(vcpu, &fault))?;
-            all.pages += accepted.pages;
-            all.already += accepted.already;
+            all += result.map_err(|fault| failed(vcpu, &fault))?;
             first = first.into_iter().chain([start]).min();
             last = last.into_iter().chain([end]).max();
         }
@@ -170,10 +168,7 @@ fn accept_share(
         let (from, to) = (cut(index), cut(index + 1));
         let Ok(share) = GpaRange::try_new(range.start().wrapping_add(from), to - from) else { continue };
         match vcpu.accept(share) {
-            Ok(accepted) => {
-                all.pages += accepted.pages;
-                all.already += accepted.already;
-            }
+            Ok(accepted) => all += accepted,
             Err(fault) => return (start, Instant::now(), Err(fault)),
         }
     }

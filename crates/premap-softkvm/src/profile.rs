@@ -87,67 +87,40 @@ pub(crate) struct Rules {
     pub(crate) building: Building,
 }
 
+const V6_12: Rules = Rules {
+    name: "6.12",
+    present_mapping: PresentMapping::Rebuilt,
+    stale_root: StaleRoot::Spins,
+    dying_slot: DyingSlot::Spins,
+    dead_vm: DeadVm::SeenAtEntry,
+    logging_off: LoggingOff::Zaps,
+    quirks: 0xff,
+    building: Building::NoTdx,
+};
+
+const V6_16: Rules = Rules {
+    name: "6.16",
+    present_mapping: PresentMapping::Kept,
+    stale_root: StaleRoot::Replaced,
+    dead_vm: DeadVm::SeenInLoop,
+    logging_off: LoggingOff::Recovers,
+    quirks: 0x3ff,
+    building: Building::ByItself,
+    ..V6_12
+};
+
+const V6_19: Rules = Rules { name: "6.19", dying_slot: DyingSlot::TryAgain, ..V6_16 };
+
+const V7_2: Rules = Rules { name: "7.2", ..V6_19 };
+
+/// Each profile by what it differs in from another.
 const RULES: [Rules; 6] = [
-    Rules {
-        name: "6.12",
-        present_mapping: PresentMapping::Rebuilt,
-        stale_root: StaleRoot::Spins,
-        dying_slot: DyingSlot::Spins,
-        dead_vm: DeadVm::SeenAtEntry,
-        logging_off: LoggingOff::Zaps,
-        quirks: 0xff,
-        building: Building::NoTdx,
-    },
-    Rules {
-        name: "6.16",
-        present_mapping: PresentMapping::Kept,
-        stale_root: StaleRoot::Replaced,
-        dying_slot: DyingSlot::Spins,
-        dead_vm: DeadVm::SeenInLoop,
-        logging_off: LoggingOff::Recovers,
-        quirks: 0x3ff,
-        building: Building::ByItself,
-    },
-    Rules {
-        name: "6.19",
-        present_mapping: PresentMapping::Kept,
-        stale_root: StaleRoot::Replaced,
-        dying_slot: DyingSlot::TryAgain,
-        dead_vm: DeadVm::SeenInLoop,
-        logging_off: LoggingOff::Recovers,
-        quirks: 0x3ff,
-        building: Building::ByItself,
-    },
-    Rules {
-        name: "7.2",
-        present_mapping: PresentMapping::Kept,
-        stale_root: StaleRoot::Replaced,
-        dying_slot: DyingSlot::TryAgain,
-        dead_vm: DeadVm::SeenInLoop,
-        logging_off: LoggingOff::Recovers,
-        quirks: 0x3ff,
-        building: Building::ByItself,
-    },
-    Rules {
-        name: "proposal",
-        present_mapping: PresentMapping::Kept,
-        stale_root: StaleRoot::Replaced,
-        dying_slot: DyingSlot::TryAgain,
-        dead_vm: DeadVm::SeenInLoop,
-        logging_off: LoggingOff::Recovers,
-        quirks: 0x3ff,
-        building: Building::Reserved,
-    },
-    Rules {
-        name: "combined",
-        present_mapping: PresentMapping::Kept,
-        stale_root: StaleRoot::Replaced,
-        dying_slot: DyingSlot::TryAgain,
-        dead_vm: DeadVm::SeenInLoop,
-        logging_off: LoggingOff::Recovers,
-        quirks: 0x3ff,
-        building: Building::Combined,
-    },
+    V6_12,
+    V6_16,
+    V6_19,
+    V7_2,
+    Rules { name: "proposal", building: Building::Reserved, ..V7_2 },
+    Rules { name: "combined", building: Building::Combined, ..V7_2 },
 ];
 
 /// A name that no profile has.

@@ -1,6 +1,6 @@
 //! A TD's beginning and the end of its building: the commands on the VM.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use kvm_bindings::kvm_cpuid_entry2;
 use premap_address::Hpa;
@@ -11,11 +11,11 @@ use premap_tdx::Digest;
 use premap_tdx_module::seamcall::Package;
 use premap_tdx_module::{Class, Hkid, TDCS_PAGES, TdParams};
 
-use super::PAGE_BYTES;
 use super::errors::{insist, refused};
 use super::host::TdxHost;
 use super::mirror::Secure;
 use super::reservations::Reservations;
+use super::{PAGE_BYTES, lock};
 use crate::frames::Frames;
 
 /// The mirror of a Secure-EPT.
@@ -45,7 +45,7 @@ pub(super) struct Built {
 
 impl Built {
     pub(super) fn keep(&self, page: Hpa) {
-        self.control.lock().unwrap_or_else(PoisonError::into_inner).push(page);
+        lock(&self.control).push(page);
     }
 
     pub(super) fn secure(&self) -> &Secure {
@@ -59,7 +59,7 @@ impl Td {
     }
 
     pub(super) fn guard(&self) -> MutexGuard<'_, ()> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// The TD, once `KVM_TDX_INIT_VM` made it.

@@ -1,5 +1,6 @@
 //! A TD's vCPUs: made, entered, left at every EPT violation, and flushed when they go.
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 use premap_address::{Gfn, Gpa, GpaRange, Hpa, PAGE_SIZE};
@@ -37,6 +38,13 @@ pub struct Accepted {
     pub pages: u64,
     /// Pages that were the TD's already, added before it started.
     pub already: u64,
+}
+
+impl AddAssign for Accepted {
+    fn add_assign(&mut self, other: Self) {
+        self.pages += other.pages;
+        self.already += other.already;
+    }
 }
 
 impl Td {

@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use premap_address::{Gfn, Hpa, PAGE_SIZE, Pfn};
 use premap_kvm::Errno;
 use premap_tdx_module::seamcall::Counts;
 use premap_tdx_module::{Config, Hkid, HpaRange, Module};
 
+use super::lock;
 use super::shards::Shards;
 
 /// The first address of the machine's memory. Not zero, so that no page of a TD has the number zero.
@@ -36,10 +37,6 @@ pub struct TdxHost {
     /// Fresh pages for single uses, tables and control structures, which so lie together.
     singles: Mutex<Range<u64>>,
     keys: Mutex<Vec<Hkid>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl TdxHost {

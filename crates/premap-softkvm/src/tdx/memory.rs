@@ -1,7 +1,6 @@
 //! A TD's memory: reserved, added, augmented. Each works on pages of one block of 2 MiB, under its leaf table's lock.
 
 use std::ops::Range;
-use std::sync::PoisonError;
 
 use premap_address::{Gfn, GpaRange, PAGE_SIZE, PageSize, Pfn};
 use premap_kvm::Errno;
@@ -9,10 +8,10 @@ use premap_mmu::{Attributes, Leaves, Obstacle, Permissions, Present, SecureEpt, 
 use premap_tdx::measure::CHUNK;
 use premap_tdx_module::{Failure, PageInfo};
 
-use super::Page;
 use super::build::{Built, Td};
 use super::errors::{is_busy, refused};
 use super::mirror::Refusal;
+use super::{Page, lock};
 use premap_kvm::tdx::TdxError;
 
 /// How a page is added.
@@ -132,7 +131,7 @@ impl Td {
         valid: impl FnMut() -> bool,
     ) -> Result<bool, TdxError> {
         let built = self.built()?;
-        let put = |source| *built.secure().source.lock().unwrap_or_else(PoisonError::into_inner) = source;
+        let put = |source| *lock(&built.secure().source) = source;
         put(Some(Box::new(*addition.source)));
         let added = self.place(built, addition.gfn, 1, valid);
         put(None);

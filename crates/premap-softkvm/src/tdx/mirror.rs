@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use premap_address::{Gpa, Hpa, PageSize, Pfn};
 use premap_kvm::Errno;
 use premap_mmu::Mirror;
 use premap_tdx_module::{Failure, Level, PageInfo};
 
-use super::Page;
 use super::errors::insist;
 use super::host::TdxHost;
 use super::shards::Shards;
+use super::{Page, lock};
 
 /// The Secure-EPT of a TD, as the module has it.
 #[derive(Debug)]
@@ -131,7 +131,7 @@ impl Mirror for Secure {
         if self.is_runnable() {
             return Ok(self.host.module.mem_page_aug(page, self.tdr, memory)?);
         }
-        match &*self.source.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*lock(&self.source) {
             Some(source) => Ok(self.host.module.mem_page_add(page, self.tdr, memory, &**source)?),
             // It was added with its source a moment ago, under the lock that is held now.
             None if self.host.is_given(pfn, self.tdr) => Ok(()),

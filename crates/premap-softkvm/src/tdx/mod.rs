@@ -32,6 +32,8 @@ mod teardown;
 mod tests;
 
 pub(crate) use build::Td;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use premap_address::{PAGE_SIZE, PageSize};
 
 pub use guest::Accepted;
@@ -45,3 +47,8 @@ type Page = [u8; PAGE_BYTES];
 /// The pages of a block of 2 MiB, likewise.
 const BLOCK_PAGES: usize = 512;
 const _: () = assert!(PAGE_BYTES as u64 == PAGE_SIZE && BLOCK_PAGES as u64 == PageSize::Size2M.pages());
+
+/// Takes a lock. What it guards is whole at every moment at which a holder can panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

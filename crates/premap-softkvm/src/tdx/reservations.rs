@@ -6,12 +6,12 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use premap_address::{Gfn, Hpa, PageSize, Pfn};
 
-use super::BLOCK_PAGES;
 use super::shards::Shards;
+use super::{BLOCK_PAGES, lock};
 
 /// The reserved pages of 2 MiB: frame numbers, which for the memory that a host can have fit 32 bits and are never zero.
 #[derive(Debug)]
@@ -61,10 +61,6 @@ fn index(gfn: Gfn) -> usize {
 #[derive(Debug, Default)]
 pub(super) struct Reservations {
     blocks: Shards<HashMap<u64, Arc<Mutex<Block>>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Reservations {

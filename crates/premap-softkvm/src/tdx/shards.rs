@@ -1,8 +1,10 @@
 //! State spread over guest memory, so that vCPUs that work on different parts of it seldom meet.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use premap_address::Gfn;
+
+use super::lock;
 
 /// How many parts there are.
 const SHARDS: usize = 16;
@@ -29,8 +31,4 @@ impl<T> Shards<T> {
     pub(super) fn iter(&self) -> impl Iterator<Item = MutexGuard<'_, T>> {
         self.0.iter().map(|part| lock(&part.0))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,6 @@
 //! A TD's end: its key is freed, then every page of it is reclaimed.
 
 use std::ops::Range;
-use std::sync::PoisonError;
 
 use premap_address::{Gfn, Gpa, GpaRange, Hpa, PAGE_SIZE};
 use premap_kvm::Errno;
@@ -9,6 +8,7 @@ use premap_mmu::{Edges, Obstacle};
 
 use super::build::{Built, Td};
 use super::errors::insist;
+use super::lock;
 
 impl Td {
     /// Takes pages from the TD, for what the host took away or made shared. Their content is lost.
@@ -53,7 +53,7 @@ impl Td {
         built.table.for_each(all, |leaf| leaves.push(leaf.pfn.address()));
         leaves.into_iter().for_each(reclaim);
         built.secure().take_tables().into_iter().for_each(reclaim);
-        let control = std::mem::take(&mut *built.control.lock().unwrap_or_else(PoisonError::into_inner));
+        let control = std::mem::take(&mut *lock(&built.control));
         control.into_iter().for_each(reclaim);
         reclaim(built.tdr);
         self.host.return_key(built.key);
