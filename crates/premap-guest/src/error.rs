@@ -4,6 +4,7 @@ use premap_address::{Gpa, GpaRange};
 use premap_kvm::Errno;
 
 use crate::backing::Backing;
+use crate::mode::Mode;
 use crate::touch::Access;
 
 /// Why there is no memory.
@@ -74,6 +75,14 @@ pub enum GuestError {
     Exit {
         /// KVM's name of the reason, with what it carries.
         reason: String,
+    },
+    /// This KVM can't put a vCPU into the mode.
+    #[error("this KVM has no vCPUs in {mode}: {why}")]
+    NoMode {
+        /// The mode.
+        mode: Mode,
+        /// What is missing.
+        why: &'static str,
     },
     /// The call that runs or prepares the guest failed.
     #[error("{call} failed: {errno}")]

@@ -10,6 +10,7 @@ use premap_address::{GpaRange, Hva};
 use premap_kvm::{Stats, Vcpu, Vm};
 
 use crate::error::{GuestError, MachineError, call};
+use crate::mode::Mode;
 use crate::slots::{Slot, SlotId, Slots};
 use crate::touch::{Slice, Touch};
 
@@ -51,6 +52,13 @@ pub trait MachineVm: Vm + Sync {
 
 /// A vCPU whose guest touches memory.
 pub trait Guest: Vcpu {
+    /// Puts the vCPU into a mode, in which it pre-faults and touches memory from here on. A fresh one is in
+    /// [`Mode::Paging`].
+    ///
+    /// # Errors
+    /// The mode can't be had here, or what the kernel gives.
+    fn enter(&mut self, mode: Mode) -> Result<(), GuestError>;
+
     /// Gets the vCPU ready to run `slice`, so that [`run`](Self::run) is the guest's time alone.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use premap_softkvm::{GuestFault, Profile, SoftConfig, SoftVcpu, SoftVm};
 
 use crate::error::{GuestError, MachineError, call};
 use crate::machine::{Guest, Kernel, MachineVm};
+use crate::mode::Mode;
 use crate::touch::{Access, Slice, word_of};
 
 /// The software KVM, as one release of Linux.
@@ -86,6 +87,13 @@ impl premap_kvm::Vcpu for SoftGuest {
 }
 
 impl Guest for SoftGuest {
+    fn enter(&mut self, mode: Mode) -> Result<(), GuestError> {
+        match mode {
+            Mode::Paging => Ok(()),
+            mode => Err(GuestError::NoMode { mode, why: "not made yet" }),
+        }
+    }
+
     fn prepare(&mut self, slice: &Slice) -> Result<(), GuestError> {
         self.slice = Some(*slice);
         Ok(())

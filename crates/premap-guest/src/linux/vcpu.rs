@@ -11,6 +11,7 @@ use super::control::{Control, ENTRY, PML4, enter_long_mode};
 use super::{Borrowable, code, errno};
 use crate::error::GuestError;
 use crate::machine::Guest;
+use crate::mode::Mode;
 use crate::touch::{Access, Slice};
 
 /// A vCPU on `/dev/kvm`.
@@ -42,6 +43,13 @@ impl Vcpu for LinuxVcpu {
 }
 
 impl Guest for LinuxVcpu {
+    fn enter(&mut self, mode: Mode) -> Result<(), GuestError> {
+        match mode {
+            Mode::Paging => Ok(()),
+            mode => Err(GuestError::NoMode { mode, why: "not made yet" }),
+        }
+    }
+
     fn prepare(&mut self, slice: &Slice) -> Result<(), GuestError> {
         let Ok(range) = GpaRange::try_new(slice.gpa, slice.pages * PAGE_SIZE) else {
             return Ok(());
