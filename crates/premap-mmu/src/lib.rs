@@ -56,6 +56,7 @@ pub use frames::Arena;
 pub use frames::{FrameAllocator, Heap};
 pub use mirror::{Mirror, NoMirror};
 pub use roots::{RootRef, Roots, Zapped};
+pub use stripes::Stripes;
 pub use table::{
     AccessFault, Changed, Edges, Levels, Mapped, Obstacle, OutOfFrames, PageTable, Present, Stopped, Stretch,
     View,

@@ -10,22 +10,29 @@ struct Stripe<T>(T);
 
 /// One part for each of several threads. Threads may share one: only speed depends on it.
 #[derive(Debug)]
-pub(crate) struct Stripes<T>([Stripe<T>; STRIPES]);
+pub struct Stripes<T>([Stripe<T>; STRIPES]);
 
 impl<T> Stripes<T> {
-    pub(crate) fn new(mut part: impl FnMut() -> T) -> Self {
+    /// Makes each part.
+    pub fn new(mut part: impl FnMut() -> T) -> Self {
         Self(core::array::from_fn(|_| Stripe(part())))
     }
 
     /// The calling thread's part.
     #[inline]
-    pub(crate) fn mine(&self) -> &T {
+    pub fn mine(&self) -> &T {
         &self.0[of_this_thread() % STRIPES].0
     }
 
-    /// Every thread's part.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+    /// Every thread's part. They are always in the same order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map(|stripe| &stripe.0)
+    }
+}
+
+impl<T: Default> Default for Stripes<T> {
+    fn default() -> Self {
+        Self::new(T::default)
     }
 }
 

@@ -1,15 +1,17 @@
 //! What pre-faulting resident memory of 4 KiB pages costs, all told, on one vCPU and on two.
 //!
-//! Each round maps everything anew in a fresh VM. `premap` is the wall-clock time; `premap_processor`, the threads' own, says
-//! more where the machine has other work. The median counts, and the spread is (max - min) / median. `--mib N` sets the
-//! memory, `--rounds N` how often it is mapped.
+//! Each round maps everything anew in a fresh VM, on threads that begin together. `premap` is the wall-clock time from the
+//! first one's begin to the last one's end; `premap_processor`, the threads' own, says more where the machine has other
+//! work. The median counts, and the spread is (max - min) / median. `--mib N` sets the memory, `--rounds N` how often it is
+//! mapped.
 
 #[path = "../tests/guest/mod.rs"]
 mod guest;
 
 use std::ops::Range;
+use std::sync::Barrier;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bench_report::{Line, flag, json, wants_json};
 use guest::{Memory, attach, mapped, pre_fault_all, vm};
@@ -25,12 +27,20 @@ struct Cost {
     processor: f64,
 }
 
-/// Pre-faults some pages; returns the processor time that it took this thread, in nanoseconds.
-fn part(vm: &SoftVm, id: u32, pages: Range<u64>) -> f64 {
+/// What a thread took: when it began and ended, and its processor time in nanoseconds.
+struct Share {
+    began: Instant,
+    ended: Instant,
+    processor: f64,
+}
+
+/// Pre-faults some pages when all threads are there.
+fn part(vm: &SoftVm, id: u32, pages: Range<u64>, together: &Barrier) -> Share {
     let mut vcpu = vm.create_vcpu(id).unwrap_or_else(|errno| panic!("no vCPU: {errno}"));
-    let before = processor_time();
+    together.wait();
+    let (began, before) = (Instant::now(), processor_time());
     pre_fault_all(&mut vcpu, GPA + pages.start * PAGE_SIZE, pages.end - pages.start);
-    processor_time() - before
+    Share { began, ended: Instant::now(), processor: processor_time() - before }
 }
 
 /// The processor time of this thread so far, in nanoseconds.
@@ -46,18 +56,22 @@ fn round(memory: &Memory, vcpus: u32) -> Cost {
     attach(&vm, 0, 0, GPA, memory);
     let pages = memory.pages();
     let share = pages / u64::from(vcpus);
-    let start = Instant::now();
-    let processor: f64 = thread::scope(|scope| {
+    let together = Barrier::new(vcpus as usize);
+    let shares: Vec<_> = thread::scope(|scope| {
         let workers: Vec<_> = (0..vcpus)
             .map(|id| {
-                let vm = &vm;
+                let (vm, together) = (&vm, &together);
                 let first = u64::from(id) * share;
-                scope.spawn(move || part(vm, id, first..first + share))
+                scope.spawn(move || part(vm, id, first..first + share, together))
             })
             .collect();
-        workers.into_iter().map(|worker| worker.join().unwrap_or(f64::NAN)).sum()
+        workers.into_iter().map(|worker| worker.join().expect("a worker maps to its end")).collect()
     });
-    let elapsed = start.elapsed().as_secs_f64() * 1e9;
+    let began = shares.iter().map(|share| share.began).min();
+    let ended = shares.iter().map(|share| share.ended).max();
+    let elapsed = began.zip(ended).map_or(Duration::ZERO, |(began, ended)| ended - began);
+    let (elapsed, processor) =
+        (elapsed.as_secs_f64() * 1e9, shares.iter().map(|share| share.processor).sum::<f64>());
     assert_eq!(mapped(&vm), [pages, 0, 0], "every page is mapped, and mapped small");
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52 pages")]
     let pages = pages as f64;

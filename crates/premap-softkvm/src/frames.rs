@@ -3,18 +3,22 @@
 //! A table of 512 entries is filled in about a microsecond; a fresh page from the C library's allocator costs several. So
 //! frames are cut from chunks, the first one small for small machines and the others of 2 MiB, for which a huge page is
 //! asked: one page fault for 512 tables. What comes back is used again, by any root of the VM; chunks go with the VM.
+//!
+//! Each thread has a pool of its own, more or less: two that cut from one fresh chunk would both make its huge page, and
+//! one of them in vain. Before a pool grows it takes what came back to another.
 // UNSAFETY: allocates raw memory, and promises premap-mmu that frames are valid and nobody else's.
 #![expect(unsafe_code, reason = "raw memory for page tables")]
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::fmt;
+use std::mem;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use premap_address::{PAGE_SHIFT, PAGE_SIZE, PageSize};
 use premap_mmu::frames::TablePage;
-use premap_mmu::{FrameAllocator, Pfn};
+use premap_mmu::{FrameAllocator, Pfn, Stripes};
 use rustix::mm::{Advice, madvise};
 
 /// Frames of the first chunk: what 64 MiB of small pages need.
@@ -22,7 +26,7 @@ const FIRST: u64 = 36;
 
 /// The frames of a VM. A frame's number is its address divided by 4096.
 #[derive(Debug, Default)]
-pub(crate) struct Frames(Mutex<Pool>);
+pub(crate) struct Frames(Stripes<Mutex<Pool>>);
 
 #[derive(Default)]
 struct Pool {
@@ -60,8 +64,15 @@ impl fmt::Debug for Pool {
 }
 
 impl Frames {
+    /// The calling thread's pool.
     fn pool(&self) -> MutexGuard<'_, Pool> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.mine().lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frames that came back to some pool, not the caller's, which is locked. A pool in use is passed over.
+    fn returned_elsewhere(&self) -> Option<Vec<Pfn>> {
+        let others = self.0.iter().filter_map(|pool| pool.try_lock().ok());
+        others.map(|mut pool| mem::take(&mut pool.returned)).find(|returned| !returned.is_empty())
     }
 }
 
@@ -102,6 +113,10 @@ unsafe impl FrameAllocator for Frames {
             return Some(frame);
         }
         if pool.fresh.is_empty() {
+            if let Some(returned) = self.returned_elsewhere() {
+                pool.returned = returned;
+                return pool.returned.pop();
+            }
             pool.grow()?;
         }
         pool.fresh.next().map(Pfn::new)
@@ -134,5 +149,16 @@ mod tests {
         // SAFETY: it was given above, is given back once, and nobody uses it.
         unsafe { frames.free(one) };
         assert_eq!(frames.allocate(), Some(one));
+    }
+
+    #[test]
+    fn what_came_back_on_one_thread_is_used_by_another_before_it_asks_for_more() {
+        let frames = Frames::default();
+        let allocate =
+            || std::thread::scope(|scope| scope.spawn(|| frames.allocate().unwrap()).join().unwrap());
+        let one = allocate();
+        // SAFETY: it was given above, is given back once, and nobody uses it.
+        unsafe { frames.free(one) };
+        assert_eq!(allocate(), one);
     }
 }

@@ -1,64 +1,42 @@
 //! Counters that many threads change at once and few read: each thread has a part of its own.
 
+use premap_mmu::Stripes;
+
 use crate::sync::{AtomicU64, Backoff, Ordering, order};
-
-/// How many parts a counter has. Threads beyond that share.
-pub(crate) const STRIPES: usize = if cfg!(loom) { 1 } else { 16 };
-
-/// A value alone in its cache lines; two, as processors fetch them in pairs.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub(crate) struct Padded<T>(pub(crate) T);
-
-/// The calling thread's part.
-#[inline]
-pub(crate) fn mine() -> usize {
-    #[cfg(loom)]
-    return 0;
-    #[cfg(not(loom))]
-    {
-        use std::sync::atomic::AtomicUsize;
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        std::thread_local! {
-            static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
-        }
-        MINE.with(|mine| *mine)
-    }
-}
 
 /// A number in parts. It may be taken off another part than it was put on: parts wrap, the sum does not.
 #[derive(Debug)]
-pub(crate) struct Striped(Box<[Padded<AtomicU64>; STRIPES]>);
+pub(crate) struct Striped(Box<Stripes<AtomicU64>>);
 
 impl Striped {
     pub(crate) fn new() -> Self {
-        Self(Box::new(std::array::from_fn(|_| Padded(AtomicU64::new(0)))))
+        Self(Box::new(Stripes::new(|| AtomicU64::new(0))))
     }
 
     #[inline]
     pub(crate) fn add(&self, amount: u64) {
-        self.0[mine()].0.fetch_add(amount, Ordering::Relaxed);
+        self.0.mine().fetch_add(amount, Ordering::Relaxed);
     }
 
     #[inline]
     pub(crate) fn sub(&self, amount: u64) {
-        self.0[mine()].0.fetch_sub(amount, Ordering::Relaxed);
+        self.0.mine().fetch_sub(amount, Ordering::Relaxed);
     }
 
     /// The sum. It is exact where the caller keeps others from changing it.
     pub(crate) fn sum(&self) -> u64 {
-        self.0.iter().fold(0, |sum, part| sum.wrapping_add(part.0.load(Ordering::Relaxed)))
+        self.0.iter().fold(0, |sum, part| sum.wrapping_add(part.load(Ordering::Relaxed)))
     }
 
     /// Starts again from zero. The caller keeps others from changing it.
     pub(crate) fn reset(&self) {
-        self.0.iter().for_each(|part| part.0.store(0, Ordering::Relaxed));
+        self.0.iter().for_each(|part| part.store(0, Ordering::Relaxed));
     }
 
     /// Says that the calling thread is inside until the guard is dropped.
     #[inline]
     pub(crate) fn enter(&self) -> Inside<'_> {
-        let part = &self.0[mine()].0;
+        let part = self.0.mine();
         part.fetch_add(1, Ordering::SeqCst);
         order();
         Inside(part)
@@ -66,7 +44,7 @@ impl Striped {
 
     /// Whether nobody is inside.
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.iter().all(|part| part.0.load(Ordering::SeqCst) == 0)
+        self.0.iter().all(|part| part.load(Ordering::SeqCst) == 0)
     }
 
     /// Waits until everyone who was inside has left once. Those who are inside never wait for the caller.
@@ -74,7 +52,7 @@ impl Striped {
         order();
         for part in self.0.iter() {
             let mut backoff = Backoff::new();
-            while part.0.load(Ordering::SeqCst) != 0 {
+            while part.load(Ordering::SeqCst) != 0 {
                 backoff.wait();
             }
         }

@@ -1,8 +1,9 @@
 //! Counting calls.
 
+use premap_mmu::Stripes;
+
 use super::{Outcome, Seamcall};
 use crate::Module;
-use crate::stripes::{Padded, STRIPES, mine};
 use crate::sync::{Field, Ordering};
 
 /// How often a call was made.
@@ -48,11 +49,11 @@ struct Cell {
 
 /// The counters, each thread's apart.
 #[derive(Debug)]
-pub(crate) struct Counters(Box<[Padded<[Cell; Seamcall::ALL.len()]>; STRIPES]>);
+pub(crate) struct Counters(Box<Stripes<[Cell; Seamcall::ALL.len()]>>);
 
 impl Counters {
     pub(crate) fn new() -> Self {
-        Self(Box::new(std::array::from_fn(|_| Padded(std::array::from_fn(|_| Cell::default())))))
+        Self(Box::new(Stripes::new(|| std::array::from_fn(|_| Cell::default()))))
     }
 }
 
@@ -60,7 +61,7 @@ impl Module {
     /// Makes a call: counts it, and refuses it untried if a test wants that.
     #[inline]
     pub(crate) fn perform<T>(&self, call: Seamcall, work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
-        let cell = &self.counters.0[mine()].0[call as usize];
+        let cell = &self.counters.0.mine()[call as usize];
         cell.calls.fetch_add(1, Ordering::Relaxed);
         #[cfg(feature = "inject")]
         let outcome = match self.injected(call) {
@@ -80,7 +81,7 @@ impl Module {
     pub fn counts(&self) -> Counts {
         let mut counts = [Count::default(); Seamcall::ALL.len()];
         for stripe in self.counters.0.iter() {
-            for (count, cell) in counts.iter_mut().zip(&stripe.0) {
+            for (count, cell) in counts.iter_mut().zip(stripe) {
                 count.calls += cell.calls.load(Ordering::Relaxed);
                 count.refused += cell.refused.load(Ordering::Relaxed);
             }
