@@ -7,16 +7,28 @@
 //! moved, what the host said may be stale: it maps nothing and starts again.
 //!
 //! **Guarantee.** No second-stage mapping of a page survives the beginning of an invalidation of it, and none is made
-//! between beginning and end. For either the check comes before the beginning in the one total order of the two fences,
-//! and then the mapping is there to be taken away; or it comes after, and sees it.
+//! between beginning and end. For either the check comes first, and then the mapping is there to be taken away; or the
+//! taking away does, and then the check sees the beginning. That one of them comes first is premap-mmu's promise (the
+//! fourth in its protocol), since there need not be a leaf table yet at whose lock the two would meet.
 //!
 //! Ranges in progress are merged to their hull, as in Linux: a page between two of them is held up needlessly.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use premap_address::Gfn;
+
+#[cfg(loom)]
+use loom::sync::{
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicU64, fence},
+};
+#[cfg(not(loom))]
+use std::sync::{
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicU64, fence},
+};
 
 /// The sequence at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +63,6 @@ impl Invalidations {
 
     /// Whether pages may be mapped as the host told after `snapshot` was taken.
     pub(crate) fn allows(&self, snapshot: Sequence, pages: &Range<Gfn>) -> bool {
-        fence(Ordering::SeqCst);
         if self.active.load(Ordering::Relaxed) != 0
             && let Some(hull) = &self.lock().hull
             && hull.start < pages.end
@@ -78,8 +89,6 @@ impl Invalidations {
             None => pages,
             Some(hull) => hull.start.min(pages.start)..hull.end.max(pages.end),
         });
-        drop(state);
-        fence(Ordering::SeqCst);
     }
 
     /// Ends an invalidation.
@@ -98,14 +107,18 @@ impl Invalidations {
     /// Runs `publish` at a moment when no invalidation is in progress and none begins: one that began before new slots
     /// were there would not know their pages.
     pub(crate) fn when_idle(&self, publish: impl FnOnce()) {
-        let state = self.lock();
-        let _state =
-            self.idle.wait_while(state, |state| state.count > 0).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        while state.count > 0 {
+            state = self.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
         publish();
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod loom_model;
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
