@@ -1,9 +1,10 @@
-//! The one entry for developers: test, lab, exec-check, conformance, bench.
+//! The one entry for developers: test, lab, exec-check, conformance, bench, fuzz.
 
 mod acceptance;
 mod bench;
 mod conformance;
 mod exec_check;
+mod fuzz;
 mod lab;
 mod packages;
 mod suite;
@@ -26,6 +27,8 @@ enum Task {
     Conformance(conformance::Options),
     /// Run a benchmark
     Bench(bench::Options),
+    /// Fuzz a parser or sequences of operations
+    Fuzz(fuzz::Options),
     /// Run every check: formatting, lints, docs, tests on this machine and in the lab
     Test(test::Options),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Task::ExecCheck(options) => exec_check::run_command(&options),
         Task::Conformance(options) => conformance::run(options),
         Task::Bench(options) => bench::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Test(options) => test::run(&options),
     }
 }
