@@ -8,6 +8,7 @@
 #![expect(clippy::missing_panics_doc, reason = "a scenario says by a panic that something does not hold")]
 
 pub mod fixture;
+pub mod raw;
 pub mod reach;
 pub mod scenarios;
 pub mod script;
@@ -36,6 +37,11 @@ macro_rules! test_every_scenario {
             limits: a_stop_from_another_thread_hits_midway,
             limits: a_byte_budget_is_kept_and_the_rest_can_be_mapped_later,
             limits: a_signal_storm_loses_nothing,
+            roles: paging_off_fills_the_root_that_paging_uses,
+            roles: system_management_has_slots_and_a_root_of_its_own,
+            roles: guest_mode_with_nested_paging_is_refused,
+            roles: guest_mode_with_shadow_paging_has_a_root_of_its_own,
+            roles: every_mode_leads_to_every_other,
         }
     };
     ($kernel:path: $($room:ident: $scenario:ident,)*) => {
