@@ -49,13 +49,10 @@ fn main() -> ExitCode {
 
 /// The newest profile that is no newer than a kernel's release; the oldest where all are newer.
 fn following(release: &str) -> Profile {
-    let version = |name: &str| {
-        let mut numbers =
-            name.split(|digit: char| !digit.is_ascii_digit()).map(|part| part.parse::<u32>().ok());
-        numbers.next().flatten().zip(numbers.next().flatten())
-    };
-    let known = Profile::RELEASES.into_iter().filter(|profile| version(profile.name()) <= version(release));
-    known.max_by_key(|profile| version(profile.name())).unwrap_or_default()
+    let known = Profile::RELEASES
+        .into_iter()
+        .filter(|profile| reach::version(profile.name()) <= reach::version(release));
+    known.max_by_key(|profile| reach::version(profile.name())).unwrap_or_default()
 }
 
 #[cfg(test)]

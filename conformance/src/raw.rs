@@ -1,8 +1,11 @@
 //! KVM's calls one by one, for scenarios that are about a call and not about the engine.
 
 use premap::Gpa;
-use premap_guest::{Access, Backing, Guest, GuestError, Kernel, Machine, Memory, Mode, Order, Slice};
-use premap_kvm::abi::{kvm_pre_fault_memory, kvm_userspace_memory_region};
+use premap_guest::{Access, Backing, Guest, GuestError, Kernel, Lent, Machine, Memory, Mode, Order, Slice};
+use premap_kvm::abi::{
+    KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap, kvm_pre_fault_memory,
+    kvm_userspace_memory_region,
+};
 use premap_kvm::{Errno, Stats, Vcpu, Vm};
 
 use crate::fixture::PAGE;
@@ -21,6 +24,20 @@ pub struct RawSlot {
     pub pages: u64,
     /// Where it begins in the arena, in pages.
     pub from: u64,
+}
+
+impl RawSlot {
+    /// The slot in KVM's own struct.
+    #[must_use]
+    pub fn region(&self, memory: &Memory) -> kvm_userspace_memory_region {
+        kvm_userspace_memory_region {
+            slot: self.number,
+            flags: self.flags,
+            guest_phys_addr: self.gpa.raw(),
+            memory_size: self.pages * PAGE,
+            userspace_addr: memory.hva().raw() + self.from * PAGE,
+        }
+    }
 }
 
 /// A machine, and memory of which the scenario makes slots as it likes. It has two vCPUs for the guest.
@@ -55,15 +72,7 @@ impl<K: Kernel> Arena<K> {
     /// # Errors
     /// What KVM gives.
     pub fn set(&self, slot: RawSlot) -> Result<(), Errno> {
-        let RawSlot { number, flags, gpa, pages, from } = slot;
-        assert!((from + pages) * PAGE <= self.memory.bytes(), "{slot:?} reaches beyond the arena");
-        self.set_region(&kvm_userspace_memory_region {
-            slot: number,
-            flags,
-            guest_phys_addr: gpa.raw(),
-            memory_size: pages * PAGE,
-            userspace_addr: self.memory.hva().raw() + from * PAGE,
-        })
+        set(self.machine.vm(), &self.memory, &slot.region(&self.memory))
     }
 
     /// The same by KVM's own struct.
@@ -72,19 +81,23 @@ impl<K: Kernel> Arena<K> {
     /// What KVM gives.
     ///
     /// # Panics
-    /// If the region lies neither in the arena nor where no program has memory.
+    /// If the region lies neither in the arena nor [`NOWHERE`].
     pub fn set_region(&self, region: &kvm_userspace_memory_region) -> Result<(), Errno> {
-        let (start, arena) = (region.userspace_addr, self.memory.hva().raw());
-        let inside = start >= arena && start.wrapping_sub(arena) < self.memory.bytes();
-        let fits =
-            region.memory_size <= self.memory.bytes() - start.wrapping_sub(arena).min(self.memory.bytes());
-        assert!(inside && fits || start <= NOWHERE, "{region:?} is no memory of the arena");
-        // SAFETY: the memory lies in the arena, which outlives the VM and is only reached atomically; or in a page that
-        // no program has.
-        #[expect(unsafe_code, reason = "hands the arena's memory to the VM")]
-        unsafe {
-            self.machine.vm().set_user_memory_region(region)
-        }
+        set(self.machine.vm(), &self.memory, region)
+    }
+
+    /// [`set`](Self::set) for one thread, and the vCPUs for another.
+    pub fn split(&mut self) -> (impl Fn(RawSlot) -> Result<(), Errno> + Sync, &mut [K::Vcpu]) {
+        let Lent { vm, vcpus, .. } = self.machine.lend();
+        let memory = &self.memory;
+        (move |slot: RawSlot| set(vm, memory, &slot.region(memory)), vcpus)
+    }
+
+    /// Has KVM keep the other slots' mappings when one is deleted or moved.
+    pub fn keep_mappings(&self) {
+        let mut cap = kvm_enable_cap { cap: KVM_CAP_DISABLE_QUIRKS2, ..Default::default() };
+        cap.args[0] = KVM_X86_QUIRK_SLOT_ZAP_ALL.into();
+        self.machine.vm().enable_cap(&cap).expect("the quirk can be switched off");
     }
 
     /// A vCPU.
@@ -95,6 +108,19 @@ impl<K: Kernel> Arena<K> {
 
 /// An address below all that Linux gives to programs: nothing is ever mapped there.
 pub const NOWHERE: u64 = PAGE;
+
+fn set(vm: &impl Vm, arena: &Memory, region: &kvm_userspace_memory_region) -> Result<(), Errno> {
+    let offset = region.userspace_addr.wrapping_sub(arena.hva().raw());
+    let inside = offset < arena.bytes() && region.memory_size <= arena.bytes() - offset;
+    let nowhere = region.userspace_addr == NOWHERE && region.memory_size <= PAGE;
+    assert!(inside || nowhere, "{region:?} is no memory of the arena");
+    // SAFETY: the memory lies in the arena, which outlives the VM and is only reached atomically; or in a page that no
+    // program has.
+    #[expect(unsafe_code, reason = "hands the arena's memory to the VM")]
+    unsafe {
+        vm.set_user_memory_region(region)
+    }
+}
 
 /// Calls `KVM_PRE_FAULT_MEMORY` once. Gives what came back and how many pages were left, and checks the core rule: an error
 /// leaves the range as it was, and success moves its start by what was done, which is something.

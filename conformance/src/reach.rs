@@ -30,6 +30,25 @@ pub fn linux_with_pre_fault() -> Option<Linux> {
     Some(kernel)
 }
 
+/// `/dev/kvm`, if it shadows its guests' page tables.
+#[must_use]
+pub fn linux_without_tdp() -> Option<Linux> {
+    let (kernel, found) = linux()?;
+    if found != PreFault::ShadowPaging {
+        eprintln!("skipped: this /dev/kvm does not shadow its guests' page tables ({found})");
+        return None;
+    }
+    Some(kernel)
+}
+
+/// The first two numbers of a kernel's release, or of a profile's name.
+#[must_use]
+pub fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers =
+        release.split(|digit: char| !digit.is_ascii_digit()).map(|part| part.parse::<u32>().ok());
+    numbers.next().flatten().zip(numbers.next().flatten())
+}
+
 /// Says why a test does not run here. In the lab, which exists so that it can, that is a failure.
 ///
 /// # Panics
