@@ -1,5 +1,7 @@
 //! Which kernels are in reach, and what to say of those that are not.
 
+use std::fs;
+
 use premap_guest::{Kernel, Linux};
 use premap_kvm::probe::{self, PreFault};
 
@@ -39,6 +41,22 @@ pub fn linux_without_tdp() -> Option<Linux> {
         return None;
     }
     Some(kernel)
+}
+
+/// Whether the kernel's second stage is made by the TDP MMU: `tdp_mmu=0` leaves it to the shadow MMU.
+#[must_use]
+pub fn has_tdp_mmu<K: Kernel>() -> bool {
+    K::NAME != Linux::NAME || linux_tdp_mmu()
+}
+
+/// The most pages that one fault maps. The shadow MMU maps those around that the host has present.
+#[must_use]
+pub fn pages_a_fault<K: Kernel>() -> u64 {
+    if has_tdp_mmu::<K>() { 1 } else { 8 }
+}
+
+fn linux_tdp_mmu() -> bool {
+    fs::read_to_string("/sys/module/kvm/parameters/tdp_mmu").map_or(true, |value| value.trim() != "N")
 }
 
 /// The first two numbers of a kernel's release, or of a profile's name.
