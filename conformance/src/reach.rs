@@ -4,6 +4,7 @@ use std::fs;
 
 use premap_guest::{Kernel, Linux};
 use premap_kvm::probe::{self, PreFault};
+use premap_softkvm::Tdp;
 
 /// `/dev/kvm`, with what its probe says, if it can be opened.
 #[must_use]
@@ -53,6 +54,15 @@ pub fn has_tdp_mmu<K: Kernel>() -> bool {
 #[must_use]
 pub fn pages_a_fault<K: Kernel>() -> u64 {
     if has_tdp_mmu::<K>() { 1 } else { 8 }
+}
+
+/// How this `/dev/kvm` has its second stage, as the software KVM is told.
+#[must_use]
+pub fn tdp_of(found: PreFault) -> Tdp {
+    match found {
+        PreFault::ShadowPaging => Tdp::Off,
+        _ => Tdp::On,
+    }
 }
 
 fn linux_tdp_mmu() -> bool {
