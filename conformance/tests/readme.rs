@@ -5,8 +5,11 @@ use std::collections::BTreeSet;
 const README: &str = include_str!("../README.md");
 const LISTS: &str = include_str!("../src/lib.rs");
 /// Where the other tests are that the README names.
-const OTHERS: [&str; 2] =
-    [include_str!("linux.rs"), include_str!("../../crates/premap-softkvm/tests/pre_fault.rs")];
+const OTHERS: [&str; 3] = [
+    include_str!("linux.rs"),
+    include_str!("../../crates/premap-softkvm/tests/pre_fault.rs"),
+    include_str!("../../crates/premap-softkvm/src/signals.rs"),
+];
 
 /// The scenarios in the macros' lists, which have a line `room: name,` each.
 fn scenarios() -> BTreeSet<&'static str> {
