@@ -3,11 +3,15 @@
 //! A scenario makes a machine, does something to it, and looks at what came of it: the engine's report, the guest's
 //! faults, the memory's content. It is generic over the kernel, so what holds on one must hold on the other; where
 //! releases differ the scenario says what each may answer. `tests/soft.rs` runs all of them on the software KVM,
-//! `tests/linux.rs` on `/dev/kvm` where that can pre-fault: in the lab, on real kernels.
+//! `tests/linux.rs` on `/dev/kvm` where that can pre-fault: in the lab, on real kernels. `tests/fork.rs` has those that fork,
+//! since that makes every private page of a process shared for a while, whichever test it belongs to.
 
 #![expect(clippy::missing_panics_doc, reason = "a scenario says by a panic that something does not hold")]
 
+pub mod child;
 pub mod fixture;
+pub mod missing;
+pub mod raw;
 pub mod reach;
 pub mod scenarios;
 pub mod script;
@@ -36,6 +40,26 @@ macro_rules! test_every_scenario {
             limits: a_stop_from_another_thread_hits_midway,
             limits: a_byte_budget_is_kept_and_the_rest_can_be_mapped_later,
             limits: a_signal_storm_loses_nothing,
+            roles: paging_off_fills_the_root_that_paging_uses,
+            roles: system_management_has_slots_and_a_root_of_its_own,
+            roles: guest_mode_with_nested_paging_is_refused,
+            roles: guest_mode_with_shadow_paging_has_a_root_of_its_own,
+            roles: every_mode_leads_to_every_other,
+            dirty_log: logging_splits_huge_pages_and_its_end_brings_them_back,
+            dirty_log: a_mapping_that_is_there_is_made_anew_only_before_6_13,
+            errnos: bad_arguments_are_refused_before_anything_is_looked_up,
+            errnos: no_slot_is_enoent_and_noted_as_a_device,
+            errnos: above_the_processors_addresses_nothing_is_noted,
+            errnos: host_memory_without_access_is_efault,
+            errnos: a_signal_before_the_first_page_is_eintr,
+            errnos: a_page_that_user_space_owes_waits_until_a_signal,
+            slots: a_slot_that_moves_in_use_takes_its_memory_along,
+            slots: a_slot_that_is_deleted_in_use_is_gone_at_once,
+            slots: slots_that_cannot_be_are_refused,
+            slots: a_slot_made_again_under_a_pre_fault_is_mapped_in_the_end,
+            stress: pre_faulting_ends_with_the_slot_near_the_top_of_memory,
+            stress: vcpus_that_renew_their_roots_find_their_mappings,
+            stress: a_pre_fault_counts_pages_and_no_faults,
         }
     };
     ($kernel:path: $($room:ident: $scenario:ident,)*) => {
@@ -47,5 +71,26 @@ macro_rules! test_every_scenario {
                 }
             }
         )*
+    };
+}
+
+/// Makes a test of each scenario of a KVM without two-dimensional paging.
+#[macro_export]
+macro_rules! test_every_scenario_without_tdp {
+    ($kernel:path) => {
+        $crate::test_every_scenario! { $kernel:
+            shadow: shadow_paging_gets_the_host_stage_and_the_reason,
+            shadow: without_tdp_no_mode_can_be_pre_faulted,
+        }
+    };
+}
+
+/// Makes a test of each scenario that forks, for a process of its own.
+#[macro_export]
+macro_rules! test_every_scenario_that_forks {
+    ($kernel:path) => {
+        $crate::test_every_scenario! { $kernel:
+            errnos: another_process_gets_eio,
+        }
     };
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use conformance::{reach, script};
 use premap_guest::{Kernel, Soft};
-use premap_softkvm::Profile;
+use premap_softkvm::{Profile, SoftConfig};
 
 /// Runs random scripts on the software KVM and on /dev/kvm, and shows where they differ
 #[derive(Debug, Parser)]
@@ -24,15 +24,16 @@ struct Options {
 
 fn main() -> ExitCode {
     let Options { profile, cases, seed } = Options::parse();
-    let Some(linux) = reach::linux_with_pre_fault() else {
+    let Some((linux, found)) = reach::linux().filter(|(_, found)| found.is_supported()) else {
         eprintln!("error: there is no /dev/kvm with pre-faulting here to compare with");
         return ExitCode::FAILURE;
     };
     let release = linux.release();
     let profile = profile.unwrap_or_else(|| following(&release));
     eprintln!("software KVM as {profile} against Linux {release}");
+    let soft = Soft::with_config(SoftConfig { profile, tdp: reach::tdp_of(found), ..SoftConfig::default() });
     let mut shown = 0;
-    let summary = script::compare_all(&Soft::new(profile), &linux, seed, cases, |summary| {
+    let summary = script::compare_all(&soft, &linux, seed, cases, |summary| {
         for difference in &summary.differences[shown..] {
             println!("{difference}\n");
         }
@@ -49,13 +50,10 @@ fn main() -> ExitCode {
 
 /// The newest profile that is no newer than a kernel's release; the oldest where all are newer.
 fn following(release: &str) -> Profile {
-    let version = |name: &str| {
-        let mut numbers =
-            name.split(|digit: char| !digit.is_ascii_digit()).map(|part| part.parse::<u32>().ok());
-        numbers.next().flatten().zip(numbers.next().flatten())
-    };
-    let known = Profile::RELEASES.into_iter().filter(|profile| version(profile.name()) <= version(release));
-    known.max_by_key(|profile| version(profile.name())).unwrap_or_default()
+    let known = Profile::RELEASES
+        .into_iter()
+        .filter(|profile| reach::version(profile.name()) <= reach::version(release));
+    known.max_by_key(|profile| reach::version(profile.name())).unwrap_or_default()
 }
 
 #[cfg(test)]

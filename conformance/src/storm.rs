@@ -52,6 +52,23 @@ pub fn interrupted_after<T>(patience: Duration, work: impl FnOnce() -> T) -> T {
     })
 }
 
+/// Runs `work` while this thread gets signals, one upon the other.
+pub fn pelted<T>(work: impl FnOnce() -> T) -> T {
+    handle();
+    let this = rustix::thread::gettid().as_raw_nonzero().get();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                send(this);
+            }
+        });
+        let value = work();
+        over.store(true, Ordering::Relaxed);
+        value
+    })
+}
+
 /// Gives the signal a handler that does nothing.
 fn handle() {
     // SAFETY: all zeros is a valid sigaction (no flags, so that calls are interrupted); the handler does nothing.

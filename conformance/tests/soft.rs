@@ -1,7 +1,7 @@
 //! Every scenario on the software KVM, as the oldest and as the newest release that it knows.
 
 use premap_guest::Soft;
-use premap_softkvm::Profile;
+use premap_softkvm::{Profile, SoftConfig, Tdp};
 
 mod v6_12 {
     fn kernel() -> Option<super::Soft> {
@@ -17,4 +17,12 @@ mod v7_2 {
     }
 
     conformance::test_every_scenario!(kernel);
+}
+
+mod without_tdp {
+    fn kernel() -> Option<super::Soft> {
+        Some(super::Soft::with_config(super::SoftConfig { tdp: super::Tdp::Off, ..Default::default() }))
+    }
+
+    conformance::test_every_scenario_without_tdp!(kernel);
 }

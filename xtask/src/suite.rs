@@ -1,5 +1,6 @@
-//! The lab suite: the workspace's tests that need a kernel, and the acceptance cases, on each kernel; and one boot of an
-//! unchanged VMM without and with `premap exec`.
+//! The lab suite: the workspace's tests that need a kernel, and the acceptance cases, on each kernel; the scenarios on the first
+//! of them without the TDP MMU and without two-dimensional paging; and one boot of an unchanged VMM without and with
+//! `premap exec`.
 //!
 //! Counts that fall short fail it. Times that do are measured again and told, and fail it only where `PREMAP_REQUIRE_TIMES=1`
 //! says that the machine is quiet.
@@ -13,7 +14,8 @@ use anyhow::{Context, Result, bail};
 use crate::acceptance::{self, ATTEMPTS, Case, Kind, Run};
 use crate::exec_check;
 use crate::lab::boot::{Boot, Job};
-use crate::lab::kernel::Line;
+use crate::lab::initramfs::GuestFile;
+use crate::lab::kernel::{Kernel, Line};
 use crate::lab::machine::Machine;
 use crate::lab::{Lab, binaries, environment};
 
@@ -21,6 +23,9 @@ use crate::lab::{Lab, binaries, environment};
 const PACKAGES: &[&str] = &["conformance", "premap-guest", "premap-linux-guest"];
 /// The example VMM runs there too.
 const EXAMPLE: &str = "example-vmm";
+/// The test program with the scenarios on `/dev/kvm`, and those of them that a KVM without two-dimensional paging can show.
+const SCENARIOS: &str = "conformance-linux";
+const WITHOUT_TDP: &str = "without_tdp";
 /// How many random scripts each kernel is compared on.
 const SCRIPTS: &str = "60";
 const TEST_LIMIT: Duration = Duration::from_secs(900);
@@ -71,7 +76,25 @@ pub(crate) fn run(lines: &[Line]) -> Result<()> {
             println!("{} times fell short on Linux {}, see above", short.times, kernel.release);
         }
     }
+    if let Some(kernel) = lab.kernels.first() {
+        run_with_parameter(&lab, kernel, &files, "tdp_mmu=0", &[SCENARIOS])?;
+        run_with_parameter(&lab, kernel, &files, "npt=0", &[SCENARIOS, WITHOUT_TDP])?;
+    }
     exec_check::run_in_suite(&lab)
+}
+
+/// Runs a test in a boot whose KVM has a parameter set.
+fn run_with_parameter(
+    lab: &Lab,
+    kernel: &Kernel,
+    files: &[GuestFile],
+    parameter: &str,
+    command: &[&str],
+) -> Result<()> {
+    println!("\n-- Linux {}, {parameter}", kernel.release);
+    let parameter = parameter.parse().map_err(anyhow::Error::msg)?;
+    let machine = Machine { kvm: vec![parameter], ..Machine::default() };
+    run_test(&mut Boot::start(lab, kernel, &machine, files)?, command)
 }
 
 fn is_set(variable: &str) -> bool {

@@ -92,8 +92,8 @@ pub enum GuestError {
         /// Its errno.
         errno: Errno,
     },
-    /// The guest's own page tables don't reach so far.
-    #[error("the guest reaches gpa 4 GiB to 512 GiB, not {0}")]
+    /// The guest's own page tables don't reach so far, or it has none.
+    #[error("the guest reaches gpa 4 GiB to 512 GiB, with paging on, not {0}")]
     OutOfReach(GpaRange),
 }
 

@@ -104,13 +104,14 @@ impl Boot {
     ) -> Result<Self, Broken> {
         let directory = lab.run_directory()?;
         let initramfs = directory.join("initramfs");
-        fs::write(&initramfs, initramfs::build(&lab.busybox, kernel, files)?)?;
+        fs::write(&initramfs, initramfs::build(&lab.busybox, kernel, &machine.kvm, files)?)?;
         // Made here, so that they can be read before QEMU opens them.
         for name in ["stdout", "stderr", "console"] {
             File::create(directory.join(name))?;
         }
 
-        note!("booting Linux {}", kernel.release);
+        let parameters: String = machine.kvm.iter().map(|parameter| format!(", {parameter}")).collect();
+        note!("booting Linux {}{parameters}", kernel.release);
         let mut command = machine::with_parent(&lab.qemu.command());
         command
             .args(machine::arguments(machine, lab.qemu.accelerator(), &kernel.image, &directory))

@@ -24,7 +24,8 @@ ip link set lo up
 hostname lab
 
 for module in /modules/*.ko; do
-    insmod "$module" || echo "lab: cannot load $module"
+    # The words of the list are one argument each.
+    insmod "$module" $(cat "$module.parameters") || echo "lab: cannot load $module"
 done
 
 # A job's streams go through pipes, since a port can be opened once only, and a job may well open /dev/stderr.

@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 use super::cpio::Archive;
 use super::guest;
 use super::kernel::Kernel;
+use super::machine::Parameter;
+use super::modules;
 
 const INIT: &str = include_str!("init.sh");
 
@@ -27,8 +29,13 @@ impl GuestFile {
     }
 }
 
-/// Builds the archive for one boot.
-pub(super) fn build(busybox: &Path, kernel: &Kernel, files: &[GuestFile]) -> Result<Vec<u8>> {
+/// Builds the archive for one boot, whose modules are loaded with these parameters.
+pub(super) fn build(
+    busybox: &Path,
+    kernel: &Kernel,
+    parameters: &[Parameter],
+    files: &[GuestFile],
+) -> Result<Vec<u8>> {
     let mut archive = Archive::new();
     for directory in ["bin", "dev", "guest", "lab", "modules", "proc", "root", "run", "sys", "tmp"] {
         archive.directory(directory)?;
@@ -36,9 +43,23 @@ pub(super) fn build(busybox: &Path, kernel: &Kernel, files: &[GuestFile]) -> Res
     archive.executable("init", INIT.as_bytes())?;
     archive.executable("bin/busybox", &read(busybox)?)?;
     archive.symlink("bin/sh", "busybox")?;
+    let mut unknown = parameters.to_vec();
+    let mut all_known = Vec::new();
     for module in &kernel.modules {
         let name = module.file_name().unwrap_or_default().to_string_lossy();
-        archive.executable(&format!("modules/{name}"), &read(module)?)?;
+        let content = read(module)?;
+        let known = modules::parameters(&content);
+        let (its_own, others) =
+            unknown.into_iter().partition(|given: &Parameter| known.contains(&given.name));
+        unknown = others;
+        archive.executable(&format!("modules/{name}"), &content)?;
+        let its_own: Vec<_> = its_own.iter().map(Parameter::to_string).collect();
+        archive.executable(&format!("modules/{name}.parameters"), its_own.join(" ").as_bytes())?;
+        all_known.extend(known);
+    }
+    if let Some(unknown) = unknown.first() {
+        let (name, all) = (&unknown.name, all_known.join(", "));
+        bail!("Linux {} has no module parameter {name} of KVM; it has {all}", kernel.release);
     }
     archive.executable(&guest::KERNEL[1..], &read(&kernel.image)?)?;
     archive.executable(&guest::INITRAMFS[1..], &guest::initramfs(busybox)?)?;

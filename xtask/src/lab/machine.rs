@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::str::FromStr;
 
 /// The emulated machine.
 #[derive(Clone, Debug, clap::Args)]
@@ -15,11 +16,44 @@ pub(crate) struct Machine {
     /// Huge pages of 2 MiB to set aside
     #[arg(long, value_name = "N", default_value_t = Machine::default().hugepages)]
     pub(crate) hugepages: u32,
+    /// Parameter of KVM's modules to load them with, such as npt=0 or tdp_mmu=0; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) kvm: Vec<Parameter>,
 }
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { memory: "2G".to_owned(), cpus: 2, hugepages: 64 }
+        Self { memory: "2G".to_owned(), cpus: 2, hugepages: 64, kvm: Vec::new() }
+    }
+}
+
+/// A parameter of a kernel module, and its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Parameter {
+    pub(crate) name: String,
+    value: String,
+}
+
+impl FromStr for Parameter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = |part: &str| {
+            !part.is_empty()
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.,".contains(&byte))
+        };
+        match text.split_once('=') {
+            Some((name, value)) if plain(name) && plain(value) => {
+                Ok(Self { name: name.to_owned(), value: value.to_owned() })
+            }
+            _ => Err(format!("{text} is no module parameter; give one such as npt=0")),
+        }
+    }
+}
+
+impl std::fmt::Display for Parameter {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}={}", self.name, self.value)
     }
 }
 
@@ -67,4 +101,20 @@ pub(super) fn with_parent(command: &Command) -> Command {
     wrapped.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
     wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     wrapped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parameter_is_a_name_and_a_value() {
+        assert_eq!(
+            "npt=0".parse::<Parameter>().map(|parameter| parameter.to_string()),
+            Ok("npt=0".to_owned())
+        );
+        for wrong in ["npt", "npt=", "=0", "npt=0 nested=0", "npt=$(reboot)"] {
+            assert!(wrong.parse::<Parameter>().unwrap_err().contains(wrong));
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! Kernel modules out of a package's tree: found by name, decompressed, with what they depend on.
 //!
 //! A package has no `modules.dep`, which is made when it is installed. Each module names its dependencies itself, in
-//! its `.modinfo` section, as `depends=a,b` between NULs; those that are built into the kernel aren't named.
+//! its `.modinfo` section, as `depends=a,b` between NULs; those that are built into the kernel aren't named. Its
+//! parameters are there as `parmtype=name:type`.
 
 use std::fs;
 use std::io::Read;
@@ -76,13 +77,23 @@ fn decompress(file: &Path) -> Result<Vec<u8>> {
 
 /// Returns the names in a module's `depends=` entry.
 fn depends(module: &[u8]) -> Vec<String> {
-    const KEY: &[u8] = b"\0depends=";
-    let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else {
-        return Vec::new();
-    };
-    let value = module[at + KEY.len()..].split(|byte| *byte == 0).next().unwrap_or_default();
-    let text = String::from_utf8_lossy(value);
-    text.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    let value = values(module, b"\0depends=").next().unwrap_or_default();
+    value.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+/// Returns the names of a module's parameters.
+pub(super) fn parameters(module: &[u8]) -> Vec<String> {
+    let types = values(module, b"\0parmtype=");
+    types.filter_map(|value| value.split_once(':').map(|(name, _)| name.to_owned())).collect()
+}
+
+/// Returns the values of the entries whose key this is, with the NUL before and the equals sign.
+fn values<'a>(module: &'a [u8], key: &'a [u8]) -> impl Iterator<Item = String> + 'a {
+    let found = module.windows(key.len()).enumerate().filter(move |(_, window)| *window == key);
+    found.map(move |(at, _)| {
+        let value = module[at + key.len()..].split(|byte| *byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(value).into_owned()
+    })
 }
 
 #[cfg(test)]
@@ -95,6 +106,13 @@ mod tests {
         check(b"ELF\0license=GPL\0depends=kvm,irqbypass\0retpoline=Y\0", &["kvm", "irqbypass"]);
         check(b"ELF\0depends=\0name=kvm\0", &[]);
         check(b"ELF", &[]);
+    }
+
+    #[test]
+    fn parameters_are_read_from_the_module() {
+        let check = |module: &[u8], expected: &[&str]| assert_eq!(parameters(module), expected);
+        check(b"ELF\0parmtype=npt:bool\0parm=npt:Nested paging\0parmtype=nested:int\0", &["npt", "nested"]);
+        check(b"ELF\0parm=npt:Nested paging\0", &[]);
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! The control slot: the guest's code and page tables, in guest memory from gpa 0.
 //!
 //! ```text
-//!   page 0      page 1    page 2    page 3 + g
-//!   code        PML4      PDPT      PD of GiB g: 512 identity mappings of 2 MiB
+//!   page 0   page 1   page 2   page 3 + g                   page 515      page 516
+//!   code     PML4     PDPT     PD of GiB g: 512 identity    nested PML4   nested PDPT: 512 identity
+//!                              mappings of 2 MiB                          mappings of 1 GiB
 //! ```
 //!
-//! Page directories are filled as slices need them, so that a small guest has few.
+//! Page directories are filled as slices need them, so that a small guest has few. The nested tables are those of an L1 for
+//! its L2. They can't be the same pages: KVM write-protects what it shadows, and each step of a walk through L2's own tables
+//! counts as a write.
 
 use kvm_bindings::{kvm_segment, kvm_sregs};
 use premap_address::{Gpa, GpaRange, PAGE_SIZE, PageSize};
@@ -22,14 +25,19 @@ const PDPT: u64 = 2 * PAGE_SIZE;
 /// As many as one PDPT points to, which is one GiB each.
 const DIRECTORIES: u64 = 512;
 const GIB: u64 = PageSize::Size1G.bytes();
+pub(super) const NESTED_PML4: u64 = directory(DIRECTORIES);
+const NESTED_PDPT: u64 = NESTED_PML4 + PAGE_SIZE;
+const END: u64 = NESTED_PDPT + PAGE_SIZE;
 
 /// Far above what a machine's own slots are numbered with, and below the lowest limit that x86 ever had.
 const SLOT: u32 = 500;
 
 /// Present, writable, accessed: set ahead, so that no walk has to write the tables.
 const TABLE: u64 = 0x23;
-/// The same and dirty, a 2 MiB page.
+/// The same and dirty, a huge page.
 const LEAF: u64 = 0xe3;
+/// For user accesses, as every one is that a nested table translates.
+const USER: u64 = 4;
 
 /// The memory of a VM's control slot.
 #[derive(Debug)]
@@ -40,7 +48,7 @@ pub(super) struct Control {
 impl Control {
     /// Makes the code and the tables down to the page directory of the first GiB, which holds this slot.
     pub(super) fn new() -> Result<Self, MachineError> {
-        let control = Self { memory: Memory::new(directory(DIRECTORIES), Backing::Anonymous)? };
+        let control = Self { memory: Memory::new(END, Backing::Anonymous)? };
         for (index, bytes) in (0..).zip(code::bytes().chunks(8)) {
             let mut word = [0; 8];
             word[..bytes.len()].copy_from_slice(bytes);
@@ -48,15 +56,19 @@ impl Control {
         }
         control.memory.write_word(PML4, PDPT | TABLE);
         control.fill(0);
+        control.memory.write_word(NESTED_PML4, NESTED_PDPT | TABLE | USER);
+        for gib in 0..DIRECTORIES {
+            control.memory.write_word(NESTED_PDPT + 8 * gib, (gib * GIB) | LEAF | USER);
+        }
         Ok(control)
     }
 
-    /// Tells `vm` of the slot.
+    /// Tells `vm` of the slot in one of its address spaces: 0 the normal one, 1 that of system management mode.
     // UNSAFETY: KVM_SET_USER_MEMORY_REGION, whose contract the owners of this memory keep.
     #[expect(unsafe_code, reason = "hands owned memory to KVM")]
-    pub(super) fn add_to(&self, vm: &impl Vm) -> Result<(), MachineError> {
+    pub(super) fn add_to(&self, vm: &impl Vm, space: u32) -> Result<(), MachineError> {
         let region = kvm_userspace_memory_region {
-            slot: SLOT,
+            slot: space << 16 | SLOT,
             flags: 0,
             guest_phys_addr: 0,
             memory_size: self.memory.bytes(),

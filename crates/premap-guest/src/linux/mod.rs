@@ -1,10 +1,13 @@
 //! Machines on `/dev/kvm`.
 //!
 //! The VM has a *control slot* at gpa 0 besides the machine's own slots: the guest's code and its page tables. Measured
-//! memory starts at 4 GiB, above KVM's own pages and the hole for devices.
+//! memory starts at 4 GiB, above KVM's own pages and the hole for devices. Where there is system management mode, its
+//! address space has the control slot too.
 
 mod code;
 mod control;
+mod mode;
+mod nested;
 mod vcpu;
 
 use std::io;
@@ -12,16 +15,17 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_bindings::{KVM_CAP_MULTI_ADDRESS_SPACE, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Kvm, VmFd};
 use premap_address::Hva;
 use premap_kvm::abi::{kvm_enable_cap, kvm_userspace_memory_region};
-use premap_kvm::{Errno, Stats};
+use premap_kvm::{Errno, Stats, Vm as _};
 
 use crate::error::{MachineError, call};
 use crate::machine::{Kernel, MachineVm};
 use control::Control;
 pub use control::enter_long_mode;
+use mode::Abilities;
 pub use vcpu::LinuxVcpu;
 
 const PATH: &str = "/dev/kvm";
@@ -79,7 +83,11 @@ impl Kernel for Linux {
 
     fn create_vm(&self) -> Result<LinuxVm, MachineError> {
         let vm = LinuxVm { fd: self.bare_vm()?, control: Arc::new(Control::new()?) };
-        vm.control.add_to(&vm)?;
+        // A KVM without the capability says 0, and has one.
+        let spaces = vm.check_extension(KVM_CAP_MULTI_ADDRESS_SPACE).map_err(call("KVM_CHECK_EXTENSION"))?;
+        for space in 0..spaces.max(1) {
+            vm.control.add_to(&vm, space)?;
+        }
         Ok(vm)
     }
 
@@ -91,7 +99,7 @@ impl Kernel for Linux {
             .map_err(errno)
             .map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
         fd.set_cpuid2(&cpuid).map_err(errno).map_err(call("KVM_SET_CPUID2"))?;
-        Ok(LinuxVcpu::new(fd, Arc::clone(&vm.control)))
+        Ok(LinuxVcpu::new(fd, Arc::clone(&vm.control), Abilities::of(&self.kvm, &cpuid)))
     }
 
     fn release(&self) -> String {

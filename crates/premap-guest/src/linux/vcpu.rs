@@ -7,7 +7,8 @@ use premap_address::{Gpa, GpaRange, PAGE_SIZE};
 use premap_kvm::abi::kvm_pre_fault_memory;
 use premap_kvm::{Errno, Stats, Vcpu};
 
-use super::control::{Control, ENTRY, PML4, enter_long_mode};
+use super::control::{Control, ENTRY};
+use super::mode::{self, Abilities};
 use super::{Borrowable, code, errno};
 use crate::error::GuestError;
 use crate::machine::Guest;
@@ -20,11 +21,13 @@ pub struct LinuxVcpu {
     // Dropped in this order, as in `LinuxVm`.
     fd: Borrowable<VcpuFd>,
     control: Arc<Control>,
+    abilities: Abilities,
+    mode: Mode,
 }
 
 impl LinuxVcpu {
-    pub(super) fn new(fd: VcpuFd, control: Arc<Control>) -> Self {
-        Self { fd: Borrowable(fd), control }
+    pub(super) fn new(fd: VcpuFd, control: Arc<Control>, abilities: Abilities) -> Self {
+        Self { fd: Borrowable(fd), control, abilities, mode: Mode::default() }
     }
 }
 
@@ -44,21 +47,22 @@ impl Vcpu for LinuxVcpu {
 
 impl Guest for LinuxVcpu {
     fn enter(&mut self, mode: Mode) -> Result<(), GuestError> {
-        match mode {
-            Mode::Paging => Ok(()),
-            mode => Err(GuestError::NoMode { mode, why: "not made yet" }),
-        }
+        mode::change(&self.fd.0, self.abilities, self.mode, mode)?;
+        self.mode = mode;
+        Ok(())
     }
 
     fn prepare(&mut self, slice: &Slice) -> Result<(), GuestError> {
         let Ok(range) = GpaRange::try_new(slice.gpa, slice.pages * PAGE_SIZE) else {
             return Ok(());
         };
+        if self.mode == Mode::PagingOff {
+            // Without paging an address has 32 bits, and measured memory starts above those.
+            return Err(GuestError::OutOfReach(range));
+        }
         self.control.map(range)?;
         let fd = &self.fd.0;
-        let mut sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-        enter_long_mode(&mut sregs, Gpa::new(PML4));
-        fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
+        mode::set_registers(fd, self.mode)?;
         fd.set_regs(&code::registers(slice, ENTRY)).map_err(failed("KVM_SET_REGS"))
     }
 
@@ -99,7 +103,7 @@ impl LinuxVcpu {
     }
 }
 
-fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> GuestError {
+pub(super) fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> GuestError {
     move |error| GuestError::Call { call, errno: errno(error) }
 }
 
