@@ -4,8 +4,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use conformance::{reach, script};
-use premap_guest::{Kernel, Soft};
+use conformance::reach;
+use conformance::script::{self, Among};
+use premap_guest::{Kernel, Soft, VmType};
 use premap_softkvm::Profile;
 
 /// Runs random scripts on the software KVM and on /dev/kvm, and shows where they differ
@@ -31,8 +32,10 @@ fn main() -> ExitCode {
     let release = linux.release();
     let profile = profile.unwrap_or_else(|| following(&release));
     eprintln!("software KVM as {profile} against Linux {release}");
+    let protected = linux.has(VmType::SoftwareProtected);
+    let among = if protected { Among::EveryType } else { Among::Default };
     let mut shown = 0;
-    let summary = script::compare_all(&Soft::new(profile), &linux, seed, cases, |summary| {
+    let summary = script::compare_all(&Soft::new(profile), &linux, among, seed, cases, |summary| {
         for difference in &summary.differences[shown..] {
             println!("{difference}\n");
         }

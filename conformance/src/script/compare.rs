@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use premap_guest::Kernel;
 
-use super::{Observation, Script, generate, run};
+use super::{Among, Observation, Script, generate, run};
 
 /// How long a pre-fault may take before it is interrupted: some times what the largest one of a script takes in the lab.
 const PATIENCE: Duration = Duration::from_millis(80);
@@ -52,13 +52,14 @@ pub struct Summary {
 pub fn compare_all<L: Kernel, R: Kernel>(
     left: &L,
     right: &R,
+    among: Among,
     seed: u64,
     count: u64,
     mut progress: impl FnMut(&Summary),
 ) -> Summary {
     let mut summary = Summary::default();
     for number in 0..count {
-        let script = generate(seed, number);
+        let script = generate(among, seed, number);
         summary.scripts += 1;
         summary.operations += script.ops.len() as u64;
         if difference(left, right, &script, PATIENCE).is_some()

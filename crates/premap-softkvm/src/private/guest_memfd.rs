@@ -33,6 +33,14 @@ impl GuestMemfd {
         self.file.memory.number()
     }
 
+    /// The number of its inode, which no other file has.
+    ///
+    /// # Errors
+    /// What `fstat(2)` gives.
+    pub fn inode(&self) -> Result<u64, Errno> {
+        self.file.memory.inode()
+    }
+
     /// `fallocate(2)` on the descriptor: makes memory present, or gives it back. Offset and length are in bytes.
     ///
     /// # Errors
