@@ -1,6 +1,11 @@
 //! Runs scripts on two kernels, and shrinks those that differ.
 
 use std::fmt;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use premap_guest::Kernel;
@@ -48,28 +53,53 @@ pub struct Summary {
     pub differences: Vec<Difference>,
 }
 
-/// Runs `count` scripts of a seed on both kernels. `progress` is told after each script.
-pub fn compare_all<L: Kernel, R: Kernel>(
+/// Which scripts to compare, and how many of them at a time.
+#[derive(Clone, Debug)]
+pub struct Scripts {
+    /// What they are made for.
+    pub among: Among,
+    /// What they are made from.
+    pub seed: u64,
+    /// Their numbers.
+    pub numbers: Range<u64>,
+    /// How many at a time: a script waits more than it works, for grace periods of the kernel and for calls that spin.
+    pub at_a_time: NonZeroUsize,
+}
+
+/// Runs scripts on both kernels. `progress` is told after each script.
+pub fn compare_all<L: Kernel + Sync, R: Kernel + Sync>(
     left: &L,
     right: &R,
-    among: Among,
-    seed: u64,
-    count: u64,
-    mut progress: impl FnMut(&Summary),
+    scripts: Scripts,
+    progress: impl FnMut(&Summary) + Send,
 ) -> Summary {
-    let mut summary = Summary::default();
-    for number in 0..count {
-        let script = generate(among, seed, number);
-        summary.scripts += 1;
-        summary.operations += script.ops.len() as u64;
-        if difference(left, right, &script, PATIENCE).is_some()
-            && let Some(found) = shrink(left, right, script, (seed, number))
-        {
-            summary.differences.push(found);
+    let Scripts { among, seed, numbers, at_a_time } = scripts;
+    let next = AtomicU64::new(numbers.start);
+    let told = Mutex::new((Summary::default(), progress));
+    let work = || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= numbers.end {
+                break;
+            }
+            let script = generate(among, seed, number);
+            let operations = script.ops.len() as u64;
+            let found = difference(left, right, &script, PATIENCE)
+                .and_then(|_| shrink(left, right, script, (seed, number)));
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            let (summary, progress) = &mut *told;
+            summary.scripts += 1;
+            summary.operations += operations;
+            summary.differences.extend(found);
+            progress(summary);
         }
-        progress(&summary);
-    }
-    summary
+    };
+    thread::scope(|scope| {
+        for _ in 0..at_a_time.get() {
+            scope.spawn(work);
+        }
+    });
+    told.into_inner().unwrap_or_else(PoisonError::into_inner).0
 }
 
 /// The first operation after which the kernels differ, and what each showed.

@@ -19,7 +19,7 @@ const ANCHORS: [u64; 5] = [0, 500, 512, 1024, 1500];
 /// Which VMs scripts are made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Among {
-    /// Default VMs.
+    /// Default VMs, on a kernel that may be built without private memory.
     Default,
     /// Default VMs and, most of the time, software-protected ones.
     EveryType,
@@ -39,14 +39,23 @@ pub fn generate(among: Among, seed: u64, number: u64) -> Script {
     ]);
     let protected = among == Among::EveryType && !dice.one_in(5);
     let length = 3 + dice.below(10);
-    if !protected {
-        let first = dice.slot_with(0);
-        let ops = std::iter::once(first).chain((0..length).map(|_| dice.op())).collect();
-        return Script { vm_type: VmType::Default, backing, ops };
-    }
-    let first = [dice.create(0), dice.private_slot(0), dice.attributes()].map(Op::Private);
-    let more = (0..length).map(|_| if dice.one_in(3) { Op::Private(dice.private_op()) } else { dice.op() });
-    Script { vm_type: VmType::SoftwareProtected, backing, ops: first.into_iter().chain(more).collect() }
+    let (vm_type, first) = if protected {
+        let first = [dice.create(0), dice.private_slot(0), dice.attributes()];
+        (VmType::SoftwareProtected, first.map(Op::Private).to_vec())
+    } else {
+        (VmType::Default, vec![dice.slot_with(0)])
+    };
+    // A default VM is asked for private memory too, now and then, where the kernel knows what that is.
+    let rarity = match (among, vm_type) {
+        (Among::Default, _) => None,
+        (Among::EveryType, VmType::Default) => Some(8),
+        (Among::EveryType, VmType::SoftwareProtected) => Some(3),
+    };
+    let mut op = |_| {
+        let private = rarity.is_some_and(|times| dice.one_in(times));
+        if private { Op::Private(dice.private_op()) } else { dice.op() }
+    };
+    Script { vm_type, backing, ops: first.into_iter().chain((0..length).map(&mut op)).collect() }
 }
 
 /// splitmix64: small, and good enough to choose with.
@@ -112,8 +121,7 @@ impl Dice {
                 let page = self.page() % ARENA;
                 Op::Discard { page, count: self.count().min(ARENA - page) }
             }
-            _ if self.one_in(3) => Op::KeepMappings,
-            _ if self.one_in(2) => Op::Private(self.attributes()),
+            _ if self.one_in(2) => Op::KeepMappings,
             _ => Op::DirtyLog { slot: u32::try_from(self.below(3)).expect("below 3") },
         }
     }

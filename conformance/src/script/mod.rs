@@ -17,7 +17,7 @@ mod op;
 mod private;
 mod run;
 
-pub use compare::{Difference, Summary, compare_all, difference, shrink};
+pub use compare::{Difference, Scripts, Summary, compare_all, difference, shrink};
 pub use generate::{Among, generate};
 pub use observation::{Observation, Outcome};
 pub use op::{Op, Script};

@@ -19,7 +19,7 @@ use premap_kvm::abi::{
     KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap, kvm_pre_fault_memory,
     kvm_userspace_memory_region,
 };
-use premap_kvm::{Vcpu, Vm};
+use premap_kvm::{Errno, Vcpu, Vm};
 
 use super::observation::{Observation, Outcome};
 use super::op::{ARENA, Op, Script, WINDOW};
@@ -109,8 +109,7 @@ impl<'k, K: Kernel> Stage<'k, K> {
                     ..Default::default()
                 };
                 let vcpu = &mut self.machine.lend().vcpus[vcpu];
-                seen.outcome =
-                    storm::interrupted_after(self.patience, || vcpu.pre_fault_memory(&mut range)).into();
+                seen.outcome = pre_fault(vcpu, &mut range, self.patience).into();
                 seen.fault = vcpu.memory_fault();
                 seen.left = Some((range.gpa.wrapping_sub(BASE.raw()), range.size));
             }
@@ -263,6 +262,23 @@ impl<'k, K: Kernel> Stage<'k, K> {
             pages_2m: all.pages_2m.wrapping_sub(own.pages_2m),
             pages_1g: all.pages_1g.wrapping_sub(own.pages_1g),
         }
+    }
+}
+
+/// Pre-faults. A call that spins is interrupted; one that was interrupted because it is slow goes on.
+fn pre_fault(
+    vcpu: &mut impl Vcpu,
+    range: &mut kvm_pre_fault_memory,
+    patience: Duration,
+) -> Result<(), Errno> {
+    let mut so_far = None;
+    loop {
+        let before = range.size;
+        let (result, interrupted) = storm::interrupted_after(patience, || vcpu.pre_fault_memory(range));
+        if !interrupted || result.is_err() || range.size == 0 || range.size == before {
+            return so_far.unwrap_or(result);
+        }
+        so_far = Some(Ok(()));
     }
 }
 

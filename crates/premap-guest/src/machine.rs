@@ -84,8 +84,8 @@ pub trait Guest: Vcpu {
     /// Where the guest leaves for another reason than its end.
     fn run(&mut self) -> Result<u64, GuestError>;
 
-    /// `kvm_run.memory_fault`: which page the last call wanted, a run of the guest or a pre-fault, if it failed for want of
-    /// it (`KVM_EXIT_MEMORY_FAULT`).
+    /// `kvm_run.memory_fault`: which page the last call, a run of the guest or a pre-fault, could not have
+    /// (`KVM_EXIT_MEMORY_FAULT`). A pre-fault that got some way before says it too, though it succeeds.
     fn memory_fault(&self) -> Option<MemoryFault>;
 
     /// Maps at the second stage what a guest that touches `range` is itself made of, code and page tables, as far as

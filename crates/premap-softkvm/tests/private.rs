@@ -204,6 +204,10 @@ fn each_request_for_private_memory_has_the_kernel_s_errno() {
         (FallocateFlags::KEEP_SIZE, 1, PAGE_SIZE, Errno::INVAL),
         (PUNCH, 0, PAGE_SIZE - 1, Errno::INVAL),
         (FallocateFlags::KEEP_SIZE, 0, 9 * PAGE_SIZE, Errno::INVAL),
+        (PUNCH, 1 << 63, PAGE_SIZE, Errno::INVAL),
+        (PUNCH, PAGE_SIZE, (1 << 63) - PAGE_SIZE, Errno::FBIG),
+        (FallocateFlags::empty(), PAGE_SIZE, (1 << 63) - PAGE_SIZE, Errno::FBIG),
+        (FallocateFlags::PUNCH_HOLE, PAGE_SIZE, (1 << 63) - PAGE_SIZE, Errno::OPNOTSUPP),
     ] {
         assert_eq!(file.fallocate(mode, offset, bytes), Err(errno), "{mode:?} {offset} {bytes}");
     }

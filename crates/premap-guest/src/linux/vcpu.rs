@@ -33,10 +33,10 @@ impl LinuxVcpu {
 
 impl Vcpu for LinuxVcpu {
     fn pre_fault_memory(&mut self, range: &mut kvm_pre_fault_memory) -> premap_kvm::Result<()> {
-        // The ioctl says why it failed in the vCPU's shared page alone, which may hold the last run's exit.
+        // The ioctl says what it lacked in the vCPU's shared page alone, which may hold the last run's exit.
         self.fd.0.get_kvm_run().exit_reason = KVM_EXIT_UNKNOWN;
         let result = premap_kvm::linux::Vcpu::new(&self.fd).pre_fault_memory(range);
-        self.memory_fault = result.err().and_then(|_| private::left_in(self.fd.0.get_kvm_run()));
+        self.memory_fault = private::left_in(self.fd.0.get_kvm_run());
         result
     }
 
