@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use premap_guest::Kernel;
 
+use crate::known_differences::Known;
+
 use super::{Among, Observation, Script, generate, run};
 
 /// How long a pre-fault may take before it is interrupted: some times what the largest one of a script takes in the lab.
@@ -49,8 +51,10 @@ pub struct Summary {
     pub scripts: u64,
     /// Operations in them.
     pub operations: u64,
-    /// The differences, each in its shortest form.
+    /// The differences that are not known, each in its shortest form.
     pub differences: Vec<Difference>,
+    /// Those that are, with their reasons.
+    pub known: Vec<(&'static str, Difference)>,
 }
 
 /// Which scripts to compare, and how many of them at a time.
@@ -71,6 +75,7 @@ pub fn compare_all<L: Kernel + Sync, R: Kernel + Sync>(
     left: &L,
     right: &R,
     scripts: Scripts,
+    known: Known<'_>,
     progress: impl FnMut(&Summary) + Send,
 ) -> Summary {
     let Scripts { among, seed, numbers, at_a_time } = scripts;
@@ -84,13 +89,18 @@ pub fn compare_all<L: Kernel + Sync, R: Kernel + Sync>(
             }
             let script = generate(among, seed, number);
             let operations = script.ops.len() as u64;
-            let found = difference(left, right, &script, PATIENCE)
-                .and_then(|_| shrink(left, right, script, (seed, number)));
+            let found = first_difference(left, right, &script, PATIENCE)
+                .and_then(|_| shrink(left, right, script, (seed, number), known));
             let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
             let (summary, progress) = &mut *told;
             summary.scripts += 1;
             summary.operations += operations;
-            summary.differences.extend(found);
+            if let Some(found) = found {
+                match known.reason(&found) {
+                    Some(reason) => summary.known.push((reason, found)),
+                    None => summary.differences.push(found),
+                }
+            }
             progress(summary);
         }
     };
@@ -103,7 +113,7 @@ pub fn compare_all<L: Kernel + Sync, R: Kernel + Sync>(
 }
 
 /// The first operation after which the kernels differ, and what each showed.
-pub fn difference<L: Kernel, R: Kernel>(
+fn first_difference<L: Kernel, R: Kernel>(
     left: &L,
     right: &R,
     script: &Script,
@@ -114,28 +124,39 @@ pub fn difference<L: Kernel, R: Kernel>(
     pairs.map(|(at, (left, right))| (at, left, right)).find(|(_, left, right)| left != right)
 }
 
-/// Leaves out operations as long as the kernels still differ. `None` if they don't when given time.
-pub fn shrink<L: Kernel, R: Kernel>(
+/// Runs a script, and gives it with the operation after which the kernels differ as its last: what comes after is not part
+/// of the difference.
+fn difference<L: Kernel, R: Kernel>(
     left: &L,
     right: &R,
     mut script: Script,
     made_by: (u64, u64),
 ) -> Option<Difference> {
-    let mut found = difference(left, right, &script, LONG_PATIENCE)?;
-    loop {
-        // What comes after the difference is not part of it.
-        script.ops.truncate(found.0 + 1);
-        let shorter = (0..script.ops.len()).find_map(|left_out| {
-            let mut shorter = script.clone();
-            shorter.ops.remove(left_out);
-            let found = difference(left, right, &shorter, LONG_PATIENCE)?;
-            Some((shorter, found))
-        });
-        match shorter {
-            Some((shorter, difference)) => (script, found) = (shorter, difference),
-            None => break,
-        }
-    }
-    let (at, left, right) = found;
+    let (at, left, right) = first_difference(left, right, &script, LONG_PATIENCE)?;
+    script.ops.truncate(at + 1);
     Some(Difference { made_by, script, at, left, right })
+}
+
+/// Leaves out operations as long as the kernels still differ. What is not known stays so: it must not shrink into a known
+/// difference that happens to be in the same script. `None` if they don't differ when given time.
+fn shrink<L: Kernel, R: Kernel>(
+    left: &L,
+    right: &R,
+    script: Script,
+    made_by: (u64, u64),
+    known: Known<'_>,
+) -> Option<Difference> {
+    let mut found = difference(left, right, script, made_by)?;
+    let reason = known.reason(&found);
+    let shorter = |found: &Difference| {
+        (0..found.script.ops.len()).find_map(|left_out| {
+            let mut script = found.script.clone();
+            script.ops.remove(left_out);
+            difference(left, right, script, made_by).filter(|shorter| known.reason(shorter) == reason)
+        })
+    };
+    while let Some(shorter) = shorter(&found) {
+        found = shorter;
+    }
+    Some(found)
 }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   generate(seed) --> Script --+--> run on the software KVM --+
-//!                               |                              +--> the same? --no--> shrink --> report
+//!                               |                              +--> the same? --no--> shrink --> known? --no--> report
 //!                               +--> run on /dev/kvm ----------+
 //! ```
 
@@ -17,7 +17,7 @@ mod op;
 mod private;
 mod run;
 
-pub use compare::{Difference, Scripts, Summary, compare_all, difference, shrink};
+pub use compare::{Difference, Scripts, Summary, compare_all};
 pub use generate::{Among, generate};
 pub use observation::{Observation, Outcome};
 pub use op::{Op, Script};
