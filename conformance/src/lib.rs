@@ -10,6 +10,7 @@
 
 pub mod child;
 pub mod fixture;
+pub mod known_differences;
 pub mod missing;
 pub mod raw;
 pub mod reach;

@@ -33,22 +33,24 @@ pub fn during<T>(name: &str, work: impl FnOnce() -> T) -> (T, u64) {
     })
 }
 
-/// Runs `work`; if it takes longer than `patience`, this thread gets signals until it is done.
-pub fn interrupted_after<T>(patience: Duration, work: impl FnOnce() -> T) -> T {
+/// Runs `work`; if it takes longer than `patience`, this thread gets signals until it is done. Gives what `work` gave, and
+/// whether it was interrupted.
+pub fn interrupted_after<T>(patience: Duration, work: impl FnOnce() -> T) -> (T, bool) {
     handle();
     let this = rustix::thread::gettid().as_raw_nonzero().get();
     let (done, over) = mpsc::channel::<()>();
     thread::scope(|scope| {
-        scope.spawn(move || {
-            let mut wait = patience;
+        let watchdog = scope.spawn(move || {
+            let (mut wait, mut interrupted) = (patience, false);
             while over.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                 send(this);
-                wait = Duration::from_millis(5);
+                (wait, interrupted) = (Duration::from_millis(5), true);
             }
+            interrupted
         });
         let value = work();
         drop(done);
-        value
+        (value, watchdog.join().expect("the watchdog does not panic"))
     })
 }
 

@@ -9,7 +9,8 @@ use crate::lab::kernel::Line;
 /// Flags of `cargo xtask conformance`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Kernel series such as 6.12, or `latest`
+    /// Kernel series such as 6.12, or `latest`, or `private`: one with software-protected VMs, built from source when first
+    /// asked for
     #[arg(long, value_name = "SERIES", default_value = "6.12")]
     kernel: Line,
     /// How many scenarios

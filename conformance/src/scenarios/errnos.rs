@@ -136,9 +136,9 @@ pub fn a_page_that_user_space_owes_waits_until_a_signal<K: Kernel>(kernel: &K) {
     };
     let patience = Duration::from_millis(20);
     let vcpu = arena.vcpu(0);
-    let result = storm::interrupted_after(patience, || pre_fault(vcpu, at(THERE), 4));
+    let (result, _) = storm::interrupted_after(patience, || pre_fault(vcpu, at(THERE), 4));
     assert_eq!(result, (Err(Errno::INTR), 4));
-    let result = storm::interrupted_after(patience, || pre_fault(vcpu, BASE, 2 * THERE));
+    let (result, _) = storm::interrupted_after(patience, || pre_fault(vcpu, BASE, 2 * THERE));
     assert_eq!(result, (Ok(()), THERE));
     drop(missing);
     pre_fault_all(vcpu, BASE, PAGES);

@@ -153,7 +153,9 @@ pub fn a_slot_made_again_under_a_pre_fault_is_mapped_in_the_end<K: Kernel>(kerne
             }
         });
         while !changes.is_finished() {
-            match storm::interrupted_after(Duration::from_millis(10), || pre_fault(vcpu, SLOT.gpa, PAGES)).0 {
+            let call = || pre_fault(vcpu, SLOT.gpa, PAGES);
+            let ((result, _), _) = storm::interrupted_after(Duration::from_millis(10), call);
+            match result {
                 // Linux before 6.15 spins on the root of before the deletion.
                 Err(Errno::INTR) => vcpu.renew_root().expect("a root can be renewed"),
                 Ok(()) | Err(Errno::NOENT | Errno::AGAIN) => {}

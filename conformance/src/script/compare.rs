@@ -1,11 +1,18 @@
 //! Runs scripts on two kernels, and shrinks those that differ.
 
 use std::fmt;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use premap_guest::Kernel;
 
-use super::{Observation, Script, generate, run};
+use crate::known_differences::Known;
+
+use super::{Among, Observation, Script, generate, run};
 
 /// How long a pre-fault may take before it is interrupted: some times what the largest one of a script takes in the lab.
 const PATIENCE: Duration = Duration::from_millis(80);
@@ -44,35 +51,69 @@ pub struct Summary {
     pub scripts: u64,
     /// Operations in them.
     pub operations: u64,
-    /// The differences, each in its shortest form.
+    /// The differences that are not known, each in its shortest form.
     pub differences: Vec<Difference>,
+    /// Those that are, with their reasons.
+    pub known: Vec<(&'static str, Difference)>,
 }
 
-/// Runs `count` scripts of a seed on both kernels. `progress` is told after each script.
-pub fn compare_all<L: Kernel, R: Kernel>(
+/// Which scripts to compare, and how many of them at a time.
+#[derive(Clone, Debug)]
+pub struct Scripts {
+    /// What they are made for.
+    pub among: Among,
+    /// What they are made from.
+    pub seed: u64,
+    /// Their numbers.
+    pub numbers: Range<u64>,
+    /// How many at a time: a script waits more than it works, for grace periods of the kernel and for calls that spin.
+    pub at_a_time: NonZeroUsize,
+}
+
+/// Runs scripts on both kernels. `progress` is told after each script.
+pub fn compare_all<L: Kernel + Sync, R: Kernel + Sync>(
     left: &L,
     right: &R,
-    seed: u64,
-    count: u64,
-    mut progress: impl FnMut(&Summary),
+    scripts: Scripts,
+    known: Known<'_>,
+    progress: impl FnMut(&Summary) + Send,
 ) -> Summary {
-    let mut summary = Summary::default();
-    for number in 0..count {
-        let script = generate(seed, number);
-        summary.scripts += 1;
-        summary.operations += script.ops.len() as u64;
-        if difference(left, right, &script, PATIENCE).is_some()
-            && let Some(found) = shrink(left, right, script, (seed, number))
-        {
-            summary.differences.push(found);
+    let Scripts { among, seed, numbers, at_a_time } = scripts;
+    let next = AtomicU64::new(numbers.start);
+    let told = Mutex::new((Summary::default(), progress));
+    let work = || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= numbers.end {
+                break;
+            }
+            let script = generate(among, seed, number);
+            let operations = script.ops.len() as u64;
+            let found = first_difference(left, right, &script, PATIENCE)
+                .and_then(|_| shrink(left, right, script, (seed, number), known));
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            let (summary, progress) = &mut *told;
+            summary.scripts += 1;
+            summary.operations += operations;
+            if let Some(found) = found {
+                match known.reason(&found) {
+                    Some(reason) => summary.known.push((reason, found)),
+                    None => summary.differences.push(found),
+                }
+            }
+            progress(summary);
         }
-        progress(&summary);
-    }
-    summary
+    };
+    thread::scope(|scope| {
+        for _ in 0..at_a_time.get() {
+            scope.spawn(work);
+        }
+    });
+    told.into_inner().unwrap_or_else(PoisonError::into_inner).0
 }
 
 /// The first operation after which the kernels differ, and what each showed.
-pub fn difference<L: Kernel, R: Kernel>(
+fn first_difference<L: Kernel, R: Kernel>(
     left: &L,
     right: &R,
     script: &Script,
@@ -83,28 +124,39 @@ pub fn difference<L: Kernel, R: Kernel>(
     pairs.map(|(at, (left, right))| (at, left, right)).find(|(_, left, right)| left != right)
 }
 
-/// Leaves out operations as long as the kernels still differ. `None` if they don't when given time.
-pub fn shrink<L: Kernel, R: Kernel>(
+/// Runs a script, and gives it with the operation after which the kernels differ as its last: what comes after is not part
+/// of the difference.
+fn difference<L: Kernel, R: Kernel>(
     left: &L,
     right: &R,
     mut script: Script,
     made_by: (u64, u64),
 ) -> Option<Difference> {
-    let mut found = difference(left, right, &script, LONG_PATIENCE)?;
-    loop {
-        // What comes after the difference is not part of it.
-        script.ops.truncate(found.0 + 1);
-        let shorter = (0..script.ops.len()).find_map(|left_out| {
-            let mut shorter = script.clone();
-            shorter.ops.remove(left_out);
-            let found = difference(left, right, &shorter, LONG_PATIENCE)?;
-            Some((shorter, found))
-        });
-        match shorter {
-            Some((shorter, difference)) => (script, found) = (shorter, difference),
-            None => break,
-        }
-    }
-    let (at, left, right) = found;
+    let (at, left, right) = first_difference(left, right, &script, LONG_PATIENCE)?;
+    script.ops.truncate(at + 1);
     Some(Difference { made_by, script, at, left, right })
+}
+
+/// Leaves out operations as long as the kernels still differ. What is not known stays so: it must not shrink into a known
+/// difference that happens to be in the same script. `None` if they don't differ when given time.
+fn shrink<L: Kernel, R: Kernel>(
+    left: &L,
+    right: &R,
+    script: Script,
+    made_by: (u64, u64),
+    known: Known<'_>,
+) -> Option<Difference> {
+    let mut found = difference(left, right, script, made_by)?;
+    let reason = known.reason(&found);
+    let shorter = |found: &Difference| {
+        (0..found.script.ops.len()).find_map(|left_out| {
+            let mut script = found.script.clone();
+            script.ops.remove(left_out);
+            difference(left, right, script, made_by).filter(|shorter| known.reason(shorter) == reason)
+        })
+    };
+    while let Some(shorter) = shorter(&found) {
+        found = shorter;
+    }
+    Some(found)
 }

@@ -1,12 +1,12 @@
 //! Scripts: short lists of operations on a machine, with an observation after each.
 //!
-//! A script runs on two kernels, and what was observed must be the same: errno, range left, exit, faults, pages by size,
-//! words read back. Scripts are made from a seed, so that a difference can be shown again, and a script that differs is
+//! A script runs on two kernels, and what was observed must be the same: errno, range left, exit, what `kvm_run`
+//! says of a page that could not be had, faults, pages by size, words read back. Scripts are made from a seed, so that a difference can be shown again, and a script that differs is
 //! shrunk to its shortest form.
 //!
 //! ```text
 //!   generate(seed) --> Script --+--> run on the software KVM --+
-//!                               |                              +--> the same? --no--> shrink --> report
+//!                               |                              +--> the same? --no--> shrink --> known? --no--> report
 //!                               +--> run on /dev/kvm ----------+
 //! ```
 
@@ -14,10 +14,12 @@ mod compare;
 mod generate;
 mod observation;
 mod op;
+mod private;
 mod run;
 
-pub use compare::{Difference, Summary, compare_all, difference, shrink};
-pub use generate::generate;
+pub use compare::{Difference, Scripts, Summary, compare_all};
+pub use generate::{Among, generate};
 pub use observation::{Observation, Outcome};
 pub use op::{Op, Script};
+pub use private::{Descriptor, PrivateOp};
 pub use run::run;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use premap_guest::{GuestError, MachineError, MappedPages};
+use premap_guest::{GuestError, MachineError, MappedPages, MemoryFault};
 use premap_kvm::Errno;
 
 /// What an operation came to.
@@ -14,6 +14,8 @@ pub enum Outcome {
     Errno(Errno),
     /// The guest left for user space: an access that met no memory, or a write to read-only memory.
     Mmio,
+    /// The guest left for user space: a page that could not be had. The observation's fault says which.
+    MemoryFault,
     /// Anything else that the guest left for.
     Exit(String),
 }
@@ -28,6 +30,7 @@ impl From<GuestError> for Outcome {
     fn from(error: GuestError) -> Self {
         match error {
             GuestError::Mmio { .. } => Self::Mmio,
+            GuestError::MemoryFault { .. } => Self::MemoryFault,
             GuestError::Call { errno, .. } => Self::Errno(errno),
             other => Self::Exit(other.to_string()),
         }
@@ -53,6 +56,8 @@ pub struct Observation {
     pub left: Option<(u64, u64)>,
     /// The word that was read.
     pub word: Option<u64>,
+    /// What `kvm_run` said of a page that could not be had.
+    pub fault: Option<MemoryFault>,
     /// Faults that the operation cost the guest.
     pub faults: u64,
     /// Pages mapped for the window after it.
@@ -67,6 +72,7 @@ impl fmt::Display for Observation {
             Outcome::Done => f.write_str("done")?,
             Outcome::Errno(errno) => write!(f, "{errno}")?,
             Outcome::Mmio => f.write_str("MMIO exit")?,
+            Outcome::MemoryFault => f.write_str("memory fault")?,
             Outcome::Exit(why) => f.write_str(why)?,
         }
         if let Some((gpa, bytes)) = self.left {
@@ -74,6 +80,10 @@ impl fmt::Display for Observation {
         }
         if let Some(word) = self.word {
             write!(f, ", read {word:#x}")?;
+        }
+        if let Some(MemoryFault { range, private }) = self.fault {
+            let kind = if private { "private" } else { "shared" };
+            write!(f, ", wanted {:#x} bytes {kind} at gpa {}", range.bytes(), range.start())?;
         }
         let MappedPages { pages_4k, pages_2m, pages_1g } = self.mapped;
         write!(f, ", {} faults, mapped {pages_4k} + {pages_2m} + {pages_1g}", self.faults)?;

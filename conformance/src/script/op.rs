@@ -2,16 +2,20 @@
 
 use std::fmt;
 
-use premap_guest::{Access, Backing};
+use premap_guest::{Access, Backing, VmType};
+
+use super::private::PrivateOp;
 
 /// Guest pages that scripts speak of: page 0 is at [`BASE`](crate::fixture::BASE).
 pub(super) const WINDOW: u64 = 4096;
 /// Pages of host memory that slots can be made of.
 pub(super) const ARENA: u64 = 2048;
 
-/// A list of operations on a fresh machine with two vCPUs and host memory of one backing.
+/// A list of operations on a fresh machine of a type, with two vCPUs and host memory of one backing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Script {
+    /// What kind of VM it is.
+    pub vm_type: VmType,
     /// What the host memory is made of.
     pub backing: Backing,
     /// What is done, in order.
@@ -86,11 +90,16 @@ pub enum Op {
     },
     /// `KVM_CAP_DISABLE_QUIRKS2` with `KVM_X86_QUIRK_SLOT_ZAP_ALL`: deleting a slot keeps the others' mappings.
     KeepMappings,
+    /// Something about private memory.
+    Private(PrivateOp),
 }
 
 impl fmt::Display for Script {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "on {} memory:", self.backing)?;
-        self.ops.iter().try_for_each(|op| write!(f, "\n    {op:x?}"))
+        write!(f, "a {} VM on {} memory:", self.vm_type, self.backing)?;
+        self.ops.iter().try_for_each(|op| match op {
+            Op::Private(op) => write!(f, "\n    private {op:x?}"),
+            op => write!(f, "\n    {op:x?}"),
+        })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! What the two kernels have apart by nature is kept out of sight. A guest on `/dev/kvm` has code and page tables of its
 //! own, in a slot of their own: before each touch the guest reads a *warm-up page*, so that their faults are not the
-//! touch's, and the pages that they take are subtracted while they are mapped. A pre-fault that spins, as Linux 6.12 does
+//! touch's, and the pages that they take are subtracted while they are mapped. Each write of a guest writes another word,
+//! so that what is read back tells where it went. A pre-fault that spins, as Linux 6.12 does
 //! on a stale root, is interrupted after a while.
 
 use std::collections::BTreeMap;
@@ -11,16 +12,18 @@ use std::time::Duration;
 
 use premap::{Engine, Stages, Touch as HostTouch};
 use premap_guest::{
-    Access, Guest, Kernel, Lent, Machine, MachineVm, MappedPages, Memory, Order, Slice, SlotFlags,
+    Access, Guest, Kernel, Lent, Machine, MachineVm, MappedPages, Memory, Order, PrivateMemory, Slice,
+    SlotFlags, VmType,
 };
 use premap_kvm::abi::{
     KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap, kvm_pre_fault_memory,
     kvm_userspace_memory_region,
 };
-use premap_kvm::{Vcpu, Vm};
+use premap_kvm::{Errno, Vcpu, Vm};
 
 use super::observation::{Observation, Outcome};
-use super::op::{ARENA, Op, Script};
+use super::op::{ARENA, Op, Script, WINDOW};
+use super::private::{self, Descriptors, PrivateOp};
 use crate::fixture::{BASE, PAGE, pages, plan};
 use crate::storm;
 
@@ -32,15 +35,19 @@ const WARM: u64 = 128 << 10;
 /// Runs the script on a fresh machine and gives what was observed after each operation. A pre-fault that takes longer
 /// than `patience` is interrupted.
 pub fn run<K: Kernel>(kernel: &K, script: &Script, patience: Duration) -> Vec<Observation> {
-    let mut stage = Stage::<K>::new(kernel, script, patience);
+    let mut stage = Stage::new(kernel, script, patience);
     script.ops.iter().map(|op| stage.observe(*op)).collect()
 }
 
-struct Stage<K: Kernel> {
+struct Stage<'k, K: Kernel> {
+    kernel: &'k K,
     // Dropped in this order: the memory outlives the machine that was told of it.
     machine: Machine<K>,
     arena: Memory,
+    descriptors: Descriptors<K>,
     patience: Duration,
+    /// Operations done so far.
+    done: u64,
     /// The scripts' slots that are there: address and length.
     slots: BTreeMap<u32, (u64, u64)>,
     /// Pages that the guest itself takes, and whether they are mapped now.
@@ -49,22 +56,26 @@ struct Stage<K: Kernel> {
     keep_mappings: bool,
 }
 
-impl<K: Kernel> Stage<K> {
-    fn new(kernel: &K, script: &Script, patience: Duration) -> Self {
-        let mut machine = Machine::new(kernel, 2).expect("a machine can be made");
+impl<'k, K: Kernel> Stage<'k, K> {
+    fn new(kernel: &'k K, script: &Script, patience: Duration) -> Self {
+        let mut machine = Machine::of_type(kernel, script.vm_type, 2).expect("a machine can be made");
         let arena = Memory::new(ARENA * PAGE, script.backing).expect("8 MiB can be had");
         let warm = Memory::new(PAGE, premap_guest::Backing::Anonymous).expect("a page can be had");
         warm.write_word(0, 1);
         let gpa = pages(WARM, 1).start();
         machine.slots().add(gpa, warm, SlotFlags::NONE).expect("the warm-up slot can be made");
         let mut stage = Self {
+            kernel,
             machine,
             arena,
+            descriptors: Descriptors::new(),
             patience,
+            done: 0,
             slots: BTreeMap::new(),
             own: MappedPages::default(),
             own_mapped: false,
-            keep_mappings: false,
+            // The quirk is one of default VMs.
+            keep_mappings: script.vm_type != VmType::Default,
         };
         // Warmed up, the guest has the warm-up page and its own mapped, and no other.
         for vcpu in [0, 1] {
@@ -81,6 +92,7 @@ impl<K: Kernel> Stage<K> {
             outcome: Outcome::Done,
             left: None,
             word: None,
+            fault: None,
             faults: 0,
             mapped: MappedPages::default(),
             dirty: Vec::new(),
@@ -97,8 +109,8 @@ impl<K: Kernel> Stage<K> {
                     ..Default::default()
                 };
                 let vcpu = &mut self.machine.lend().vcpus[vcpu];
-                seen.outcome =
-                    storm::interrupted_after(self.patience, || vcpu.pre_fault_memory(&mut range)).into();
+                seen.outcome = pre_fault(vcpu, &mut range, self.patience).into();
+                seen.fault = vcpu.memory_fault();
                 seen.left = Some((range.gpa.wrapping_sub(BASE.raw()), range.size));
             }
             Op::Guest { vcpu, page, access } => {
@@ -109,6 +121,7 @@ impl<K: Kernel> Stage<K> {
                     Ok(word) => seen.word = (access == Access::Read).then_some(word),
                     Err(outcome) => seen.outcome = outcome,
                 }
+                seen.fault = self.machine.lend().vcpus[vcpu].memory_fault();
                 seen.faults = self.faults(vcpu) - before;
             }
             Op::HostWrite { page } => {
@@ -138,13 +151,15 @@ impl<K: Kernel> Stage<K> {
                 self.keep_mappings |= result.is_ok();
                 seen.outcome = result.into();
             }
+            Op::Private(op) => seen.outcome = self.private(op),
         }
+        self.done += 1;
         seen.mapped = self.mapped();
         seen
     }
 
     fn set_slot(&mut self, slot: u32, gpa: u64, bytes: u64, page: u64, flags: u32) -> Outcome {
-        assert!(page * PAGE + bytes <= self.arena.bytes(), "a script's slot reaches beyond the host memory");
+        self.check_within_arena(page, bytes);
         let region = kvm_userspace_memory_region {
             slot: FIRST_SLOT + slot,
             flags,
@@ -156,17 +171,56 @@ impl<K: Kernel> Stage<K> {
         #[expect(unsafe_code, reason = "hands the arena's memory to the VM")]
         let result = unsafe { self.machine.vm().set_user_memory_region(&region) };
         if result.is_ok() {
-            let before =
-                if bytes == 0 { self.slots.remove(&slot) } else { self.slots.insert(slot, (gpa, bytes)) };
-            let gone = before.is_some_and(|before| bytes == 0 || before != (gpa, bytes));
-            self.own_mapped &= !gone || self.keep_mappings;
+            self.note_slot(slot, gpa, bytes);
         }
         result.into()
     }
 
+    fn note_slot(&mut self, slot: u32, gpa: u64, bytes: u64) {
+        let before =
+            if bytes == 0 { self.slots.remove(&slot) } else { self.slots.insert(slot, (gpa, bytes)) };
+        let gone = before.is_some_and(|before| bytes == 0 || before != (gpa, bytes));
+        self.own_mapped &= !gone || self.keep_mappings;
+    }
+
+    fn private(&mut self, op: PrivateOp) -> Outcome {
+        let result = match op {
+            PrivateOp::Create { file, bytes, flags } => {
+                self.descriptors.create(&self.machine, file, bytes, flags)
+            }
+            PrivateOp::Close { file } => self.descriptors.close(file),
+            PrivateOp::Allocate { file, mode, offset, bytes } => {
+                self.descriptors.allocate(file, mode, offset, bytes)
+            }
+            PrivateOp::Attributes { gpa, bytes, attributes, flags } => {
+                let request = private::attributes(gpa, bytes, attributes, flags);
+                self.machine.vm().set_memory_attributes(&request)
+            }
+            PrivateOp::Slot { slot, gpa, bytes, page, flags, from, offset } => {
+                self.check_within_arena(page, bytes);
+                let file = (self.descriptors.number(self.kernel, from), offset);
+                let hva = self.arena.hva().raw() + page * PAGE;
+                let region = private::region(FIRST_SLOT + slot, flags, (gpa, bytes), hva, file);
+                // SAFETY: as in `set_slot`.
+                #[expect(unsafe_code, reason = "hands the arena's memory to the VM")]
+                let result = unsafe { self.machine.vm().set_user_memory_region2(&region) };
+                if result.is_ok() {
+                    self.note_slot(slot, gpa, bytes);
+                }
+                result
+            }
+        };
+        result.into()
+    }
+
+    fn check_within_arena(&self, page: u64, bytes: u64) {
+        assert!(page * PAGE + bytes <= self.arena.bytes(), "a script's slot reaches beyond the host memory");
+    }
+
     fn guest(&mut self, vcpu: usize, page: u64, access: Access) -> Result<u64, Outcome> {
+        let gpa = pages(page, 1).start();
         let slice =
-            Slice { gpa: pages(page, 1).start(), first: page, pages: 1, access, order: Order::Ascending };
+            Slice { gpa, first: page + WINDOW * self.done, pages: 1, access, order: Order::Ascending };
         let vcpu = &mut self.machine.lend().vcpus[vcpu];
         vcpu.prepare(&slice)?;
         Ok(vcpu.run()?)
@@ -208,6 +262,23 @@ impl<K: Kernel> Stage<K> {
             pages_2m: all.pages_2m.wrapping_sub(own.pages_2m),
             pages_1g: all.pages_1g.wrapping_sub(own.pages_1g),
         }
+    }
+}
+
+/// Pre-faults. A call that spins is interrupted; one that was interrupted because it is slow goes on.
+fn pre_fault(
+    vcpu: &mut impl Vcpu,
+    range: &mut kvm_pre_fault_memory,
+    patience: Duration,
+) -> Result<(), Errno> {
+    let mut so_far = None;
+    loop {
+        let before = range.size;
+        let (result, interrupted) = storm::interrupted_after(patience, || vcpu.pre_fault_memory(range));
+        if !interrupted || result.is_err() || range.size == 0 || range.size == before {
+            return so_far.unwrap_or(result);
+        }
+        so_far = Some(Ok(()));
     }
 }
 

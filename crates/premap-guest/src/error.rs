@@ -5,6 +5,7 @@ use premap_kvm::Errno;
 
 use crate::backing::Backing;
 use crate::mode::Mode;
+use crate::private::VmType;
 use crate::touch::Access;
 
 /// Why there is no memory.
@@ -69,6 +70,8 @@ pub enum GuestError {
         gpa: Gpa,
         /// How much.
         bytes: u64,
+        /// Whether it was wanted as private memory.
+        private: bool,
     },
     /// The vCPU left the guest for a reason that the guest never gives.
     #[error("the guest left for {reason}, where only KVM_EXIT_HLT was expected")]
@@ -117,6 +120,9 @@ pub enum MachineError {
         /// Its errno.
         errno: Errno,
     },
+    /// This kernel has no VMs of that type.
+    #[error("this KVM has no {0} VMs (KVM_CAP_VM_TYPES)")]
+    NoVmType(VmType),
     /// There is no such slot.
     #[error("the machine has no memslot {0}")]
     NoSlot(u32),

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use premap_address::{GpaRange, Hva};
 use premap_kvm::{Stats, Vcpu, Vm};
+use premap_softkvm::MemoryFault;
 
 use crate::error::{GuestError, MachineError, call};
 use crate::mode::Mode;
+use crate::private::{PrivateMemory, VmType};
 use crate::slots::{Slot, SlotId, Slots};
 use crate::touch::{Slice, Touch};
 
@@ -24,11 +26,22 @@ pub trait Kernel {
     /// Their virtual CPUs.
     type Vcpu: Guest + Send;
 
-    /// Makes a VM without memory.
+    /// Makes a VM without memory, of the usual type.
     ///
     /// # Errors
     /// What the kernel gives.
-    fn create_vm(&self) -> Result<Self::Vm, MachineError>;
+    fn create_vm(&self) -> Result<Self::Vm, MachineError> {
+        self.create_vm_of(VmType::Default)
+    }
+
+    /// Makes a VM of a type, without memory.
+    ///
+    /// # Errors
+    /// A type that this kernel lacks, or what the kernel gives.
+    fn create_vm_of(&self, vm_type: VmType) -> Result<Self::Vm, MachineError>;
+
+    /// Whether it has VMs of a type.
+    fn has(&self, vm_type: VmType) -> bool;
 
     /// Makes a vCPU that is ready to run a guest.
     ///
@@ -41,7 +54,7 @@ pub trait Kernel {
 }
 
 /// A VM whose memory the host may change under it.
-pub trait MachineVm: Vm + Sync {
+pub trait MachineVm: PrivateMemory + Sync {
     /// Runs `change`, which makes `memory` inaccessible or gives its pages back, in a way that this KVM learns of it.
     fn change_host_memory<R>(&self, memory: &Range<Hva>, change: impl FnOnce() -> R) -> R;
 
@@ -70,6 +83,10 @@ pub trait Guest: Vcpu {
     /// # Errors
     /// Where the guest leaves for another reason than its end.
     fn run(&mut self) -> Result<u64, GuestError>;
+
+    /// `kvm_run.memory_fault`: which page the last call, a run of the guest or a pre-fault, could not have
+    /// (`KVM_EXIT_MEMORY_FAULT`). A pre-fault that got some way before says it too, though it succeeds.
+    fn memory_fault(&self) -> Option<MemoryFault>;
 
     /// Maps at the second stage what a guest that touches `range` is itself made of, code and page tables, as far as
     /// this KVM can: then the faults of a run are those of the memory touched.
@@ -140,7 +157,18 @@ impl<K: Kernel> Machine<K> {
     /// # Errors
     /// What the kernel gives.
     pub fn with_spares(kernel: &K, vcpus: u32, spares: u32) -> Result<Self, MachineError> {
-        let vm = kernel.create_vm()?;
+        Self::around(kernel.create_vm()?, kernel, vcpus, spares)
+    }
+
+    /// Makes a machine of a type, with so many vCPUs and no memory.
+    ///
+    /// # Errors
+    /// A type that this kernel lacks, or what the kernel gives.
+    pub fn of_type(kernel: &K, vm_type: VmType, vcpus: u32) -> Result<Self, MachineError> {
+        Self::around(kernel.create_vm_of(vm_type)?, kernel, vcpus, 0)
+    }
+
+    fn around(vm: K::Vm, kernel: &K, vcpus: u32, spares: u32) -> Result<Self, MachineError> {
         let create = |ids: Range<u32>| ids.map(|id| kernel.create_vcpu(&vm, id)).collect::<Result<_, _>>();
         let (vcpus, spares) = (create(0..vcpus)?, create(vcpus..vcpus.saturating_add(spares))?);
         Ok(Self { vcpus, spares, vm, slots: BTreeMap::new() })

@@ -3,11 +3,14 @@
 use std::ops::Range;
 
 use premap_address::{GpaRange, Hva, PAGE_SIZE};
-use premap_softkvm::{GuestFault, Profile, SoftConfig, SoftVcpu, SoftVm};
+use premap_kvm::abi::{kvm_create_guest_memfd, kvm_memory_attributes, kvm_userspace_memory_region2};
+use premap_softkvm::{GuestFault, MemoryFault, Profile, SoftConfig, SoftVcpu, SoftVm};
+use rustix::fs::FallocateFlags;
 
 use crate::error::{GuestError, MachineError, call};
 use crate::machine::{Guest, Kernel, MachineVm};
 use crate::mode::Mode;
+use crate::private::{FileOperation, GuestMemfd, PrivateMemory, VmType};
 use crate::touch::{Access, Slice, word_of};
 
 /// The software KVM, as one release of Linux.
@@ -40,6 +43,18 @@ impl Kernel for Soft {
         SoftVm::new(self.config).map_err(call("making a software VM"))
     }
 
+    fn create_vm_of(&self, vm_type: VmType) -> Result<SoftVm, MachineError> {
+        let vm_type = match vm_type {
+            VmType::Default => premap_softkvm::VmType::Default,
+            VmType::SoftwareProtected => premap_softkvm::VmType::SoftwareProtected,
+        };
+        SoftVm::new(SoftConfig { vm_type, ..self.config }).map_err(call("making a software VM"))
+    }
+
+    fn has(&self, _: VmType) -> bool {
+        true
+    }
+
     fn create_vcpu(&self, vm: &SoftVm, id: u32) -> Result<SoftGuest, MachineError> {
         let vcpu = vm.create_vcpu(id).map_err(call("making a software vCPU"))?;
         Ok(SoftGuest { vcpu, slice: None })
@@ -59,6 +74,53 @@ impl MachineVm for SoftVm {
 
     fn touch_host_memory<R>(&self, memory: &Range<Hva>, touch: impl FnOnce() -> R) -> R {
         self.notifier().observe(memory, touch)
+    }
+}
+
+// UNSAFETY: an unsafe method passed through.
+#[expect(unsafe_code, reason = "the trait's method is unsafe to call")]
+impl PrivateMemory for SoftVm {
+    type GuestMemfd = premap_softkvm::GuestMemfd;
+
+    fn create_guest_memfd(
+        &self,
+        request: &kvm_create_guest_memfd,
+    ) -> premap_kvm::Result<premap_softkvm::GuestMemfd> {
+        self.create_guest_memfd(request)
+    }
+
+    unsafe fn set_user_memory_region2(
+        &self,
+        region: &kvm_userspace_memory_region2,
+    ) -> premap_kvm::Result<()> {
+        // SAFETY: the same contract.
+        unsafe { self.set_user_memory_region2(region) }
+    }
+
+    fn set_memory_attributes(&self, request: &kvm_memory_attributes) -> premap_kvm::Result<()> {
+        self.set_memory_attributes(request)
+    }
+}
+
+impl GuestMemfd for premap_softkvm::GuestMemfd {
+    fn number(&self) -> u32 {
+        self.number()
+    }
+
+    fn inode(&self) -> premap_kvm::Result<u64> {
+        self.inode()
+    }
+
+    fn fallocate(&self, mode: FallocateFlags, offset: u64, bytes: u64) -> premap_kvm::Result<()> {
+        self.fallocate(mode, offset, bytes)
+    }
+
+    /// The file operations that a guest_memfd lacks, each with the errno that Linux has for a file without it.
+    fn attempt(&self, operation: FileOperation) -> premap_kvm::Result<()> {
+        Err(match operation {
+            FileOperation::Read | FileOperation::Write | FileOperation::Truncate => premap_kvm::Errno::INVAL,
+            FileOperation::Map => premap_kvm::Errno::NODEV,
+        })
     }
 }
 
@@ -110,9 +172,14 @@ impl Guest for SoftGuest {
                 Access::Read => self.vcpu.read(gpa),
                 Access::Write => self.vcpu.write(gpa, word_of(slice.first + page)).map(|()| 0),
             };
-            sum = sum.wrapping_add(done.map_err(|fault| as_linux_tells(fault, slice.access))?);
+            let done = done.map_err(|fault| as_linux_tells(fault, self.memory_fault(), slice.access));
+            sum = sum.wrapping_add(done?);
         }
         Ok(sum)
+    }
+
+    fn memory_fault(&self) -> Option<MemoryFault> {
+        self.vcpu.memory_fault()
     }
 
     /// This guest has neither code nor tables in guest memory.
@@ -122,7 +189,10 @@ impl Guest for SoftGuest {
 }
 
 /// The same error that a guest on `/dev/kvm` comes back with.
-fn as_linux_tells(fault: GuestFault, access: Access) -> GuestError {
+fn as_linux_tells(fault: GuestFault, wanted: Option<MemoryFault>, access: Access) -> GuestError {
+    if let (GuestFault::Failed { .. }, Some(MemoryFault { range, private })) = (fault, wanted) {
+        return GuestError::MemoryFault { gpa: range.start(), bytes: range.bytes(), private };
+    }
     match fault {
         GuestFault::Mmio { gpa } | GuestFault::ReadOnly { gpa } => GuestError::Mmio { gpa, access },
         GuestFault::Failed { errno, .. } => GuestError::Call { call: "KVM_RUN", errno },

@@ -149,6 +149,28 @@ fn what_is_not_there_as_it_is_wanted_goes_back_to_the_vmm() {
 }
 
 #[test]
+fn a_private_page_is_missed_before_its_slot_is_found_to_be_read_only() {
+    let memory = Memory::anonymous(4);
+    let vm = protected(Profile::V6_12);
+    set(&vm, &region(0, KVM_MEM_READONLY, GPA, memory.hva(), 4)).unwrap();
+    let mut vcpu = vm.create_vcpu(0).unwrap();
+    attributes(&vm, GPA, 1, PRIVATE).unwrap();
+    assert_eq!(vcpu.write(at(0), 1), Err(GuestFault::Failed { gpa: at(0), errno: Errno::FAULT }));
+    assert_eq!(vcpu.memory_fault(), fault(0, true));
+    assert_eq!(vcpu.write(at(1), 1), Err(GuestFault::ReadOnly { gpa: at(1) }));
+}
+
+#[test]
+fn an_address_without_memory_is_remembered_as_such_when_it_becomes_private() {
+    let vm = protected(Profile::V6_12);
+    let mut vcpu = vm.create_vcpu(0).unwrap();
+    assert_eq!(vcpu.read(at(0)), Err(GuestFault::Mmio { gpa: at(0) }));
+    attributes(&vm, GPA, 2, PRIVATE).unwrap();
+    assert_eq!(vcpu.read(at(0)), Err(GuestFault::Mmio { gpa: at(0) }), "no slot, so no mapping went");
+    assert_eq!(vcpu.read(at(1)), Err(GuestFault::Failed { gpa: at(1), errno: Errno::FAULT }));
+}
+
+#[test]
 fn a_hole_takes_private_pages_away_and_they_come_back_empty() {
     each(16, |vm, vcpu, _memory, file| {
         attributes(vm, GPA, 16, PRIVATE).unwrap();
@@ -204,6 +226,10 @@ fn each_request_for_private_memory_has_the_kernel_s_errno() {
         (FallocateFlags::KEEP_SIZE, 1, PAGE_SIZE, Errno::INVAL),
         (PUNCH, 0, PAGE_SIZE - 1, Errno::INVAL),
         (FallocateFlags::KEEP_SIZE, 0, 9 * PAGE_SIZE, Errno::INVAL),
+        (PUNCH, 1 << 63, PAGE_SIZE, Errno::INVAL),
+        (PUNCH, PAGE_SIZE, (1 << 63) - PAGE_SIZE, Errno::FBIG),
+        (FallocateFlags::empty(), PAGE_SIZE, (1 << 63) - PAGE_SIZE, Errno::FBIG),
+        (FallocateFlags::PUNCH_HOLE, PAGE_SIZE, (1 << 63) - PAGE_SIZE, Errno::OPNOTSUPP),
     ] {
         assert_eq!(file.fallocate(mode, offset, bytes), Err(errno), "{mode:?} {offset} {bytes}");
     }

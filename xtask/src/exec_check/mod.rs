@@ -53,10 +53,8 @@ pub(crate) struct Options {
 /// Runs the check and prints what it found.
 pub(crate) fn run_command(options: &Options) -> ExitCode {
     let lab = Lab::prepare(std::slice::from_ref(&options.kernel)).context("the lab cannot be prepared");
-    let verdict = lab.and_then(|lab| {
-        let kernel = lab.kernels.iter().find(|kernel| options.kernel.takes(&kernel.release));
-        check(&lab, kernel.context("no such kernel was prepared")?, options)
-    });
+    let verdict =
+        lab.and_then(|lab| check(&lab, lab.kernels.first().context("no kernel was prepared")?, options));
     match verdict.and_then(|verdict| print(&verdict, options).map(|()| verdict)) {
         Ok(verdict) => match verdict.shortfall() {
             None => ExitCode::SUCCESS,

@@ -21,7 +21,8 @@ const FAILED: u8 = 125;
 /// Flags of `cargo xtask lab`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Kernel series such as 6.12, or `latest`
+    /// Kernel series such as 6.12, or `latest`, or `private`: one with software-protected VMs, built from source when first
+    /// asked for
     #[arg(long, value_name = "SERIES", default_value = "6.12")]
     kernel: Line,
     #[command(flatten)]

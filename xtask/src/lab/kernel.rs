@@ -1,6 +1,6 @@
-//! A Debian cloud kernel and the modules that make it a KVM host.
+//! A kernel and the modules that make it a KVM host: Debian's cloud kernel, or one that [`source`] builds.
 //!
-//! The kernel is chosen by name from the package index: the highest version of the wanted line that can be had. What
+//! A cloud kernel is chosen by name from the package index: the highest version of the wanted line that can be had. What
 //! was chosen is pinned under `target/lab/kernels/<line>`, and later runs use it without asking again.
 
 use std::fs;
@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::apt::{Apt, Suites, fresh_directory};
-use super::{modules, note, version};
+use super::{modules, note, source, version};
 
 const FLAVOUR: &str = "-cloud-amd64";
+/// What a kernel was built with, beside its image.
+const CONFIGURATION: &str = "config";
 
 /// A line of kernels to choose from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub(crate) enum Line {
     Latest,
     /// The newest of one release series, such as `6.12`.
     Series(String),
+    /// The one with software-protected VMs, built from source.
+    Private,
 }
 
 impl std::str::FromStr for Line {
@@ -30,8 +34,9 @@ impl std::str::FromStr for Line {
             text.split('.').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
         match text {
             "latest" => Ok(Self::Latest),
+            "private" => Ok(Self::Private),
             _ if is_series => Ok(Self::Series(text.to_owned())),
-            _ => Err(format!("{text} is no kernel series; give one such as 6.12, or latest")),
+            _ => Err(format!("{text} is no kernel series; give one such as 6.12, or latest, or private")),
         }
     }
 }
@@ -41,14 +46,17 @@ impl std::fmt::Display for Line {
         formatter.write_str(match self {
             Self::Latest => "latest",
             Self::Series(series) => series,
+            Self::Private => "private",
         })
     }
 }
 
 impl Line {
-    pub(crate) fn takes(&self, release: &str) -> bool {
+    /// Whether a cloud kernel of this release is of the line.
+    fn takes(&self, release: &str) -> bool {
         match self {
             Self::Latest => true,
+            Self::Private => false,
             Self::Series(series) => {
                 release.strip_prefix(series).is_some_and(|rest| rest.starts_with(['.', '-', '+', '~']))
             }
@@ -71,6 +79,11 @@ impl Kernel {
     /// Returns the pinned kernel of this line, if there is one.
     pub(super) fn pinned(lab: &Path, line: &Line) -> Option<Self> {
         let directory = directory(lab, line);
+        if *line == Line::Private
+            && fs::read_to_string(directory.join(CONFIGURATION)).ok()? != source::CONFIGURATION
+        {
+            return None;
+        }
         let release = fs::read_to_string(directory.join("release")).ok()?.trim().to_owned();
         let mut modules: Vec<_> =
             fs::read_dir(directory.join("modules")).ok()?.flatten().map(|entry| entry.path()).collect();
@@ -78,8 +91,24 @@ impl Kernel {
         Some(Self { release, image: directory.join("vmlinuz"), modules })
     }
 
-    /// Chooses a kernel of this line, downloads and pins it.
+    /// Chooses a kernel of this line and downloads it, or builds it, and pins it.
     pub(super) fn obtain(lab: &Path, apt: &Apt, line: &Line) -> Result<Self> {
+        match line {
+            Line::Private => Self::build(lab, apt),
+            Line::Latest | Line::Series(_) => Self::download(lab, apt, line),
+        }
+    }
+
+    fn build(lab: &Path, apt: &Apt) -> Result<Self> {
+        let built = source::build(lab, apt).context("cannot build the private kernel")?;
+        let fresh = gather(lab, &built.release, &built.image, &built.modules)?;
+        fs::write(fresh.join(CONFIGURATION), source::CONFIGURATION)?;
+        pin(lab, &Line::Private, &fresh)?;
+        built.remove()?;
+        Self::pinned(lab, &Line::Private).context("a kernel that was just built is not there")
+    }
+
+    fn download(lab: &Path, apt: &Apt, line: &Line) -> Result<Self> {
         let packages = apt.package_names(Suites::Kernels, "linux-")?;
         let releases = releases(&packages, line);
         if releases.is_empty() {
@@ -156,22 +185,33 @@ fn unpack(lab: &Path, apt: &Apt, line: &Line, release: &str, packages: &[String]
         bail!("the packages of {release} have no kernel image or no kvm module");
     };
 
+    let fresh = gather(lab, release, &image, &tree)?;
+    pin(lab, line, &fresh)?;
+    fs::remove_dir_all(root)?;
+    Ok(())
+}
+
+/// Copies the image, and the modules of a tree that make it a KVM host, to where a kernel waits for being pinned.
+fn gather(lab: &Path, release: &str, image: &Path, tree: &Path) -> Result<PathBuf> {
     let fresh = lab.join("kernel-new");
     fresh_directory(&fresh)?;
     fs::copy(image, fresh.join("vmlinuz"))?;
     fs::create_dir(fresh.join("modules"))?;
-    for (at, (name, bytes)) in modules::with_dependencies(&tree, &["kvm-amd"])?.iter().enumerate() {
+    for (at, (name, bytes)) in modules::with_dependencies(tree, &["kvm-amd"])?.iter().enumerate() {
         fs::write(fresh.join("modules").join(format!("{at:02}-{name}.ko")), bytes)?;
     }
     fs::write(fresh.join("release"), release)?;
+    Ok(fresh)
+}
+
+/// Makes what was gathered the line's kernel. One rename, so that a pinned kernel is always whole.
+fn pin(lab: &Path, line: &Line, fresh: &Path) -> Result<()> {
     let pinned = directory(lab, line);
     if pinned.exists() {
         fs::remove_dir_all(&pinned)?;
     }
     fs::create_dir_all(lab.join("kernels"))?;
-    // The last step is one rename, so that a pinned kernel is always whole.
     fs::rename(fresh, pinned)?;
-    fs::remove_dir_all(root)?;
     Ok(())
 }
 
@@ -223,9 +263,10 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_a_series_or_latest() {
+    fn a_line_is_a_series_or_has_a_name() {
         assert_eq!("latest".parse(), Ok(Line::Latest));
         assert_eq!("6.12".parse(), Ok(Line::Series("6.12".to_owned())));
+        assert_eq!("private".parse(), Ok(Line::Private));
         for wrong in ["", "newest", "6.", "6.x"] {
             assert!(wrong.parse::<Line>().is_err(), "{wrong}");
         }

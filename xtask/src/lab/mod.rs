@@ -7,12 +7,14 @@
 //! ```text
 //!   apt's own configuration ──> sources ──> apt ──┬─> qemu      cached under target/lab, under a lock
 //!                                                 ├─> kernel ──> modules
+//!                                                 ├─> source ──> kernel, built
 //!                                                 └─> busybox
 //!   cargo ──> binaries ──> initramfs ──> boot ──> job, job, ...  a directory for each run
 //! ```
 //!
 //! Everything is taken from Debian's archives with the machine's own configuration, and nothing is installed. To start
-//! anew, for newer kernels say, remove `target/lab`.
+//! anew, for newer kernels say, remove `target/lab`. The kernel called `private` alone is built on this machine, from
+//! Debian's source, and only for who asks for it.
 
 mod apt;
 pub(crate) mod binaries;
@@ -27,6 +29,7 @@ pub(crate) mod machine;
 mod modules;
 pub(crate) mod nested;
 mod qemu;
+mod source;
 mod sources;
 mod stream;
 mod version;

@@ -8,6 +8,7 @@ mod code;
 mod control;
 mod mode;
 mod nested;
+mod private;
 mod vcpu;
 
 use std::io;
@@ -15,7 +16,10 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_CAP_MULTI_ADDRESS_SPACE, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{
+    KVM_CAP_MULTI_ADDRESS_SPACE, KVM_CAP_VM_TYPES, KVM_MAX_CPUID_ENTRIES, KVM_X86_DEFAULT_VM,
+    KVM_X86_SW_PROTECTED_VM,
+};
 use kvm_ioctls::{Kvm, VmFd};
 use premap_address::Hva;
 use premap_kvm::abi::{kvm_enable_cap, kvm_userspace_memory_region};
@@ -23,9 +27,11 @@ use premap_kvm::{Errno, Stats, Vm as _};
 
 use crate::error::{MachineError, call};
 use crate::machine::{Kernel, MachineVm};
+use crate::private::VmType;
 use control::Control;
 pub use control::enter_long_mode;
 use mode::Abilities;
+pub use private::LinuxGuestMemfd;
 pub use vcpu::LinuxVcpu;
 
 const PATH: &str = "/dev/kvm";
@@ -61,8 +67,15 @@ impl Linux {
     /// # Errors
     /// What the kernel gives.
     pub fn bare_vm(&self) -> Result<Borrowable<VmFd>, MachineError> {
+        self.bare_vm_of(VmType::Default)
+    }
+
+    fn bare_vm_of(&self, vm_type: VmType) -> Result<Borrowable<VmFd>, MachineError> {
+        if !self.has(vm_type) {
+            return Err(MachineError::NoVmType(vm_type));
+        }
         let fd = loop {
-            match self.kvm.create_vm().map_err(errno) {
+            match self.kvm.create_vm_with_type(number(vm_type).into()).map_err(errno) {
                 Err(Errno::INTR) => {}
                 made => break made.map_err(call("KVM_CREATE_VM"))?,
             }
@@ -81,14 +94,20 @@ impl Kernel for Linux {
     type Vm = LinuxVm;
     type Vcpu = LinuxVcpu;
 
-    fn create_vm(&self) -> Result<LinuxVm, MachineError> {
-        let vm = LinuxVm { fd: self.bare_vm()?, control: Arc::new(Control::new()?) };
+    fn create_vm_of(&self, vm_type: VmType) -> Result<LinuxVm, MachineError> {
+        let vm = LinuxVm { fd: self.bare_vm_of(vm_type)?, control: Arc::new(Control::new()?) };
         // A KVM without the capability says 0, and has one.
         let spaces = vm.check_extension(KVM_CAP_MULTI_ADDRESS_SPACE).map_err(call("KVM_CHECK_EXTENSION"))?;
         for space in 0..spaces.max(1) {
             vm.control.add_to(&vm, space)?;
         }
         Ok(vm)
+    }
+
+    fn has(&self, vm_type: VmType) -> bool {
+        // Kernels from before there were types give 0, and have default VMs.
+        let types = self.kvm.check_extension_raw(KVM_CAP_VM_TYPES.into());
+        vm_type == VmType::Default || types >> number(vm_type) & 1 == 1
     }
 
     fn create_vcpu(&self, vm: &LinuxVm, id: u32) -> Result<LinuxVcpu, MachineError> {
@@ -104,6 +123,14 @@ impl Kernel for Linux {
 
     fn release(&self) -> String {
         rustix::system::uname().release().to_string_lossy().into_owned()
+    }
+}
+
+/// What `KVM_CREATE_VM` calls a type.
+fn number(vm_type: VmType) -> u32 {
+    match vm_type {
+        VmType::Default => KVM_X86_DEFAULT_VM,
+        VmType::SoftwareProtected => KVM_X86_SW_PROTECTED_VM,
     }
 }
 

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use kvm_bindings::KVM_EXIT_UNKNOWN;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use premap_address::{Gpa, GpaRange, PAGE_SIZE};
 use premap_kvm::abi::kvm_pre_fault_memory;
 use premap_kvm::{Errno, Stats, Vcpu};
+use premap_softkvm::MemoryFault;
 
 use super::control::{Control, ENTRY};
 use super::mode::{self, Abilities};
-use super::{Borrowable, code, errno};
+use super::{Borrowable, code, errno, private};
 use crate::error::GuestError;
 use crate::machine::Guest;
 use crate::mode::Mode;
@@ -23,17 +25,22 @@ pub struct LinuxVcpu {
     control: Arc<Control>,
     abilities: Abilities,
     mode: Mode,
+    memory_fault: Option<MemoryFault>,
 }
 
 impl LinuxVcpu {
     pub(super) fn new(fd: VcpuFd, control: Arc<Control>, abilities: Abilities) -> Self {
-        Self { fd: Borrowable(fd), control, abilities, mode: Mode::default() }
+        Self { fd: Borrowable(fd), control, abilities, mode: Mode::default(), memory_fault: None }
     }
 }
 
 impl Vcpu for LinuxVcpu {
     fn pre_fault_memory(&mut self, range: &mut kvm_pre_fault_memory) -> premap_kvm::Result<()> {
-        premap_kvm::linux::Vcpu::new(&self.fd).pre_fault_memory(range)
+        // The ioctl says what it lacked in the vCPU's shared page alone, which may hold the last run's exit.
+        self.fd.0.get_kvm_run().exit_reason = KVM_EXIT_UNKNOWN;
+        let result = premap_kvm::linux::Vcpu::new(&self.fd).pre_fault_memory(range);
+        self.memory_fault = private::left_in(self.fd.0.get_kvm_run());
+        result
     }
 
     fn renew_root(&mut self) -> premap_kvm::Result<()> {
@@ -67,11 +74,13 @@ impl Guest for LinuxVcpu {
     }
 
     fn run(&mut self) -> Result<u64, GuestError> {
+        self.memory_fault = None;
         loop {
             match self.fd.0.run() {
                 Ok(VcpuExit::Hlt) => break,
                 Ok(exit) => {
                     let error = unexpected(exit);
+                    self.memory_fault = private::left_in(self.fd.0.get_kvm_run());
                     self.finish_pending_access();
                     return Err(error);
                 }
@@ -80,6 +89,10 @@ impl Guest for LinuxVcpu {
             }
         }
         Ok(self.fd.0.get_regs().map_err(failed("KVM_GET_REGS"))?.rax)
+    }
+
+    fn memory_fault(&self) -> Option<MemoryFault> {
+        self.memory_fault
     }
 
     fn map_own_memory(&mut self, range: GpaRange) -> Result<(), GuestError> {
@@ -111,8 +124,8 @@ fn unexpected(exit: VcpuExit<'_>) -> GuestError {
     match exit {
         VcpuExit::MmioRead(gpa, _) => GuestError::Mmio { gpa: Gpa::new(gpa), access: Access::Read },
         VcpuExit::MmioWrite(gpa, _) => GuestError::Mmio { gpa: Gpa::new(gpa), access: Access::Write },
-        VcpuExit::MemoryFault { gpa, size, .. } => {
-            GuestError::MemoryFault { gpa: Gpa::new(gpa), bytes: size }
+        VcpuExit::MemoryFault { gpa, size, flags } => {
+            GuestError::MemoryFault { gpa: Gpa::new(gpa), bytes: size, private: private::is_private(flags) }
         }
         VcpuExit::Shutdown => GuestError::Exit { reason: "KVM_EXIT_SHUTDOWN, a triple fault".into() },
         VcpuExit::FailEntry(reason, cpu) => GuestError::Exit {

@@ -33,21 +33,38 @@ impl GuestMemfd {
         self.file.memory.number()
     }
 
+    /// The number of its inode, which no other file has.
+    ///
+    /// # Errors
+    /// What `fstat(2)` gives.
+    pub fn inode(&self) -> Result<u64, Errno> {
+        self.file.memory.inode()
+    }
+
     /// `fallocate(2)` on the descriptor: makes memory present, or gives it back. Offset and length are in bytes.
     ///
     /// # Errors
     /// EOPNOTSUPP: a mode without `FALLOC_FL_KEEP_SIZE`, or with anything but `FALLOC_FL_PUNCH_HOLE` beside it. EINVAL:
-    /// length 0, offset or length not a multiple of 4 KiB, or memory wanted past the end. ENOMEM.
+    /// length 0, offset or length not a multiple of 4 KiB or negative as a signed number, or memory wanted past the end.
+    /// EFBIG: the end is beyond 2^63. ENOMEM.
     pub fn fallocate(&self, mode: FallocateFlags, offset: u64, bytes: u64) -> Result<(), Errno> {
-        if bytes == 0 || offset.checked_add(bytes).is_none_or(|end| i64::try_from(end).is_err()) {
-            return Err(Errno::INVAL);
-        }
+        let (from, length) = (i64::try_from(offset), i64::try_from(bytes));
+        let (Ok(from), Ok(length @ 1..)) = (from, length) else { return Err(Errno::INVAL) };
         let known = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE;
+        // Modes that no file has are refused before the range is looked at, those that this one lacks after it.
+        let punches = mode.contains(FallocateFlags::PUNCH_HOLE);
+        if punches && (!mode.contains(FallocateFlags::KEEP_SIZE) || mode.contains(FallocateFlags::ZERO_RANGE))
+        {
+            return Err(Errno::OPNOTSUPP);
+        }
+        if from.checked_add(length).is_none() {
+            return Err(Errno::FBIG);
+        }
         if !mode.contains(FallocateFlags::KEEP_SIZE) || !known.contains(mode) {
             return Err(Errno::OPNOTSUPP);
         }
         let pages = pages_of(offset, bytes)?;
-        if mode.contains(FallocateFlags::PUNCH_HOLE) {
+        if punches {
             return self.file.withdraw(&pages, || self.file.memory.fallocate(mode, offset, bytes));
         }
         if pages.end > self.file.memory.pages() {

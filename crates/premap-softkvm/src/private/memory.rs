@@ -8,7 +8,7 @@ use std::ptr;
 
 use premap_address::{Hva, PAGE_SIZE};
 use premap_kvm::Errno;
-use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstat, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// Memory that is made when it is touched, and goes with the value.
@@ -42,6 +42,10 @@ impl Memory {
     /// The descriptor's number.
     pub(super) fn number(&self) -> u32 {
         self.file.as_raw_fd().unsigned_abs()
+    }
+
+    pub(super) fn inode(&self) -> Result<u64, Errno> {
+        Ok(fstat(&self.file)?.st_ino)
     }
 
     pub(super) fn pages(&self) -> u64 {

@@ -66,9 +66,9 @@ impl SoftVcpu {
         self.machine.check_alive()?;
         if let Some(root) = &self.root
             && root.is_mmio(gpa.frame(), self.machine.slots.current().generation)
-            && self.machine.kind_of(gpa.frame(), 1).0 == Kind::Shared
         {
-            // The MMIO mapping tells at once; KVM does not count this as a fault.
+            // The MMIO mapping tells at once; KVM does not count this as a fault. It stays where the page becomes private,
+            // since attributes are changed slot by slot.
             return Ok(Outcome::Emulate);
         }
         self.counters.pf_taken += 1;
@@ -107,7 +107,10 @@ impl SoftVcpu {
             return Ok(Outcome::Retry);
         }
         let touch = match operation.access() {
-            Access::Write if slot.protection == Protection::ReadOnly => return Ok(Outcome::EmulateWrite),
+            // A private page is missed first: a read-only slot has no private memory.
+            Access::Write if slot.protection == Protection::ReadOnly && kind == Kind::Shared => {
+                return Ok(Outcome::EmulateWrite);
+            }
             Access::Write => Touch::Write,
             _ => Touch::Read,
         };

@@ -93,8 +93,8 @@ impl SoftVcpu {
         self.id
     }
 
-    /// `kvm_run.memory_fault`: what the last call wanted that failed with [`KVM_EXIT_MEMORY_FAULT`], be it the guest's
-    /// touch or a pre-fault; `None` if the guest went on since.
+    /// `kvm_run.memory_fault`: what the last call, the guest's touch or a pre-fault, wanted and could not have
+    /// ([`KVM_EXIT_MEMORY_FAULT`]). A pre-fault that got some way before it says so too, though it succeeds.
     ///
     /// [`KVM_EXIT_MEMORY_FAULT`]: kvm_bindings::KVM_EXIT_MEMORY_FAULT
     #[must_use]
@@ -206,6 +206,7 @@ impl Drop for SoftVcpu {
 
 impl Vcpu for SoftVcpu {
     fn pre_fault_memory(&mut self, range: &mut kvm_pre_fault_memory) -> Result<(), Errno> {
+        self.clear_memory_fault();
         self.pre_fault(range)
     }
 
