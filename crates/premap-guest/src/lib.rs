@@ -36,6 +36,6 @@ pub use machine::{Cost, Guest, Kernel, Lent, Machine, MachineVm, MappedPages, Ru
 pub use memory::Memory;
 pub use mode::Mode;
 pub use slots::{Slot, SlotFlags, SlotId, Slots};
-pub use soft::{Soft, SoftGuest};
+pub use soft::{Soft, SoftGuest, SoftMachineVm};
 pub use td::{Acceptance, TdMachine};
 pub use touch::{Access, Order, Slice, Touch, word_of};

@@ -4,7 +4,7 @@
 //! memory starts at 4 GiB, above KVM's own pages and the hole for devices.
 
 mod code;
-mod control;
+pub(crate) mod control;
 mod vcpu;
 
 use std::io;
@@ -79,7 +79,7 @@ impl Kernel for Linux {
 
     fn create_vm(&self) -> Result<LinuxVm, MachineError> {
         let vm = LinuxVm { fd: self.bare_vm()?, control: Arc::new(Control::new()?) };
-        vm.control.add_to(&vm)?;
+        vm.control.add_to(&vm, 0)?;
         Ok(vm)
     }
 

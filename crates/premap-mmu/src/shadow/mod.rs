@@ -38,6 +38,7 @@ mod pages;
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 
 use premap_address::{Gfn, Gpa, Pfn};
 
@@ -190,6 +191,12 @@ impl<F: Format, A: FrameAllocator> ShadowMmu<F, A> {
     #[must_use]
     pub fn is_tracked(&self, gfn: Gfn) -> bool {
         self.tracks_any() && self.pages.lock().is_tracked(gfn)
+    }
+
+    /// Whether any of these frames does. The same rule holds.
+    #[must_use]
+    pub fn tracks(&self, frames: Range<Gfn>) -> bool {
+        self.tracks_any() && self.pages.lock().tracks(frames)
     }
 
     /// A root that translates by this. A vCPU walks from it until it is released.

@@ -130,6 +130,10 @@ impl<F: Format> Pages<F> {
         self.tracked.contains_key(&gfn)
     }
 
+    pub(super) fn tracks(&self, frames: Range<Gfn>) -> bool {
+        self.tracked.range(frames).next().is_some()
+    }
+
     pub(super) fn all_frames(&mut self) -> Vec<Pfn> {
         self.slots.drain(..).flatten().map(|page| page.frame).collect()
     }
