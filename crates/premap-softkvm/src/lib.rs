@@ -12,10 +12,14 @@
 //!   SoftVcpu -> fault, prefault -> invalidation (sequence and retry)
 //!     |            |                |
 //!     |            v                v
-//!     |          host            second_stage --> premap-mmu: a real NPT, walked and filled
+//!     |          host            second_stage --> roots: real NPTs by role, walked and filled
 //!     |   (/proc/self/pagemap)      |
+//!     |                          shadow --> direct pages, and shadows of guests' tables
 //!     +---- access: walks the table, touches the bytes
 //! ```
+//!
+//! A vCPU's [mode](CpuMode) and the VM's [`Tdp`] decide which MMU maps for it (`mmu`), and that decides whether it can be
+//! pre-faulted.
 //!
 //! A VM can have private memory beside: `private` has guest_memfd, attributes and conversions, and [`tdx`] the VMs whose
 //! private memory a modelled TDX module keeps.
