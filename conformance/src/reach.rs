@@ -61,6 +61,7 @@ pub fn pages_a_fault<K: Kernel>() -> u64 {
 pub fn tdp_of(found: PreFault) -> Tdp {
     match found {
         PreFault::ShadowPaging => Tdp::Off,
+        _ if !linux_tdp_mmu() => Tdp::WithoutTdpMmu,
         _ => Tdp::On,
     }
 }

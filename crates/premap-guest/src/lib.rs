@@ -39,6 +39,6 @@ pub use mode::Mode;
 pub use premap_softkvm::MemoryFault;
 pub use private::{FileOperation, GuestMemfd, PrivateMemory, VmType};
 pub use slots::{Slot, SlotFlags, SlotId, Slots};
-pub use soft::{Soft, SoftGuest};
+pub use soft::{Soft, SoftGuest, SoftMachineVm};
 pub use td::{Acceptance, TdMachine};
 pub use touch::{Access, Order, Slice, Touch, word_of};

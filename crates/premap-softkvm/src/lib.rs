@@ -12,10 +12,14 @@
 //!   SoftVcpu -> fault, prefault -> invalidation (sequence and retry)
 //!     |            |                |
 //!     |            v                v
-//!     |          host            second_stage --> premap-mmu: a real NPT, walked and filled
+//!     |          host            second_stage --> roots: real NPTs by role, walked and filled
 //!     |   (/proc/self/pagemap)      |
+//!     |                          shadow --> direct pages, and shadows of guests' tables
 //!     +---- access: walks the table, touches the bytes
 //! ```
+//!
+//! A vCPU's [mode](CpuMode) and the VM's [`Tdp`] decide which MMU maps for it (`mmu`), and that decides whether it can be
+//! pre-faulted.
 //!
 //! A VM can have private memory beside: `private` has guest_memfd, attributes and conversions, and [`tdx`] the VMs whose
 //! private memory a modelled TDX module keeps.
@@ -28,14 +32,20 @@ mod config;
 mod frames;
 mod host;
 mod invalidation;
+mod loaded;
 mod machine;
 mod memslots;
+mod mmio;
+mod mmu;
+mod mode;
 mod notifier;
+mod page;
 mod private;
 mod profile;
 mod role;
 mod roots;
 mod second_stage;
+mod shadow;
 mod signals;
 mod srcu;
 mod stats;
@@ -43,7 +53,8 @@ pub mod tdx;
 mod vcpu;
 mod vm;
 
-pub use config::{PhysicalBits, SoftConfig, Tdp, VmType};
+pub use config::{PhysicalBits, SoftConfig, SpecialModes, Tdp, TdpLevels, VmType};
+pub use mode::CpuMode;
 pub use notifier::{Invalidation, Notifier};
 pub use private::{GuestMemfd, MemoryFault};
 pub use profile::{Profile, UnknownProfile};

@@ -1,8 +1,9 @@
 //! What a VM and its vCPUs share, and the order in which its locks are taken.
 //!
-//! **Lock order**, outermost first: the slots lock (`memslots`), the state of invalidations (`invalidation`), the list of
-//! roots (`roots`), leaf tables (premap-mmu). A flush is completed with none of the latter three held; a section of
-//! `memslots` is entered with none of them held either, and not by who holds the slots lock.
+//! **Lock order**, outermost first: the slots lock (`memslots`), the page limit (`shadow::limit`), the state of invalidations
+//! (`invalidation`), the list of roots (`roots`), a section of the shadow MMU (`shadow`), leaf tables (premap-mmu), the lock of the shadow
+//! pages (premap-mmu). A flush is completed with none of the latter five held; a section of `memslots` is entered with none
+//! of them held either, and not by who holds the slots lock.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use premap_address::{Gfn, Gpa, Hva, PAGE_SIZE, PageSize};
 use premap_kvm::Errno;
+use premap_mmu::Leaves;
 use rustix::process::{Pid, getpid};
 
 use crate::config::{SoftConfig, Tdp, VmType};
@@ -19,8 +21,9 @@ use crate::invalidation::Invalidations;
 use crate::memslots::{Memslots, Slot};
 use crate::private::{Attributes, GuestMemfds, Kind};
 use crate::profile::Rules;
-use crate::role::Role;
+use crate::role::Spaces;
 use crate::roots::Roots;
+use crate::shadow::Shadow;
 use crate::tdx::{Td, TdxHost};
 
 /// The state of a VM.
@@ -32,6 +35,7 @@ pub(crate) struct Machine {
     pub(crate) attributes: Attributes,
     pub(crate) guest_memfds: GuestMemfds,
     pub(crate) roots: Roots,
+    pub(crate) shadow: Arc<Shadow>,
     pub(crate) invalidations: Invalidations,
     /// What there is of a TD, in a VM of that type.
     pub(crate) td: Option<Td>,
@@ -48,13 +52,16 @@ pub(crate) struct Machine {
 impl Machine {
     /// A machine, on a host with TDX if it is to be a TD.
     pub(crate) fn new(config: SoftConfig, tdx: Option<Arc<TdxHost>>) -> Result<Self, Errno> {
+        let roots = Roots::default();
+        let shadow = Arc::new(Shadow::new(roots.frames()));
         Ok(Self {
             config,
             host: AddressSpace::open()?,
             slots: Memslots::default(),
             attributes: Attributes::default(),
             guest_memfds: GuestMemfds::default(),
-            roots: Roots::default(),
+            roots,
+            shadow,
             invalidations: Invalidations::default(),
             td: tdx.map(Td::new),
             disabled_quirks: AtomicU64::new(0),
@@ -70,7 +77,7 @@ impl Machine {
     }
 
     pub(crate) fn has_tdp(&self) -> bool {
-        self.config.tdp == Tdp::On
+        self.config.tdp != Tdp::Off
     }
 
     /// Whether pages of this VM can be private.
@@ -83,9 +90,16 @@ impl Machine {
         if self.has_private_memory() { self.attributes.run(gfn, most) } else { (Kind::Shared, most) }
     }
 
-    /// The largest mapping that the slot and the pages' attributes permit at a page.
+    /// The largest mapping that the slot and the pages' attributes permit at a page. What holds a
+    /// table that is shadowed is mapped by itself.
     pub(crate) fn largest(&self, slot: &Slot, gfn: Gfn) -> PageSize {
-        let uniform = |size: &PageSize| !self.has_private_memory() || self.attributes.are_uniform(gfn, *size);
+        let untracked = |size: &PageSize| {
+            let first = gfn.align_down(*size);
+            !self.shadow.mmu.tracks(first..Gfn::new(first.number() + size.pages()))
+        };
+        let uniform = |size: &PageSize| {
+            untracked(size) && (!self.has_private_memory() || self.attributes.are_uniform(gfn, *size))
+        };
         let most = slot.largest(gfn);
         let sizes = PageSize::ALL.into_iter().rev().filter(|size| *size <= most);
         sizes.into_iter().find(uniform).unwrap_or(PageSize::Size4K)
@@ -94,10 +108,6 @@ impl Machine {
     /// Just past the last guest-physical address that the host's processor can address.
     pub(crate) fn gpa_end(&self) -> Gpa {
         Gpa::new(1 << self.config.physical_bits.get())
-    }
-
-    pub(crate) fn role(&self) -> Role {
-        Role::base(self.gpa_end())
     }
 
     /// The check at the entry of every ioctl.
@@ -129,10 +139,12 @@ impl Machine {
     pub(crate) fn begin_invalidation(&self, memory: &Range<Hva>) {
         self.invalidations.begin();
         let slots = self.slots.current();
-        for pages in slots.iter().filter_map(|slot| overlap(slot, memory)) {
-            // A TD's private pages do not lie there.
-            self.invalidations.add(pages.clone());
-            self.roots.unmap(&pages);
+        for slot in slots.iter() {
+            if let Some(pages) = overlap(slot, memory) {
+                // A TD's private pages do not lie there.
+                self.invalidations.add(pages.clone());
+                self.unmap_shared(Spaces::One(slot.id.space), &pages);
+            }
         }
     }
 
@@ -145,22 +157,39 @@ impl Machine {
         self.invalidations.begin();
         for pages in pages {
             self.invalidations.add(pages.clone());
-            self.unmap(&pages);
+            self.unmap(Spaces::All, &pages);
         }
         let result = change();
         self.invalidations.end();
         result
     }
 
+    /// Takes the mappings of these pages away that are not a TD's private ones.
+    fn unmap_shared(&self, spaces: Spaces, pages: &Range<Gfn>) {
+        self.roots.unmap(spaces, pages);
+        self.shadow.unmap(spaces, pages);
+    }
+
     /// Takes every mapping of these pages away, shared and private.
-    pub(crate) fn unmap(&self, pages: &Range<Gfn>) {
-        self.roots.unmap(pages);
+    pub(crate) fn unmap(&self, spaces: Spaces, pages: &Range<Gfn>) {
+        self.unmap_shared(spaces, pages);
         if let Some(td) = &self.td
             && td.unmap(pages).is_err()
         {
             // What KVM does about a bug, its own or the module's: KVM_BUG_ON.
             self.kill();
         }
+    }
+
+    /// Takes the permission to write these pages away.
+    pub(crate) fn write_protect(&self, spaces: Spaces, pages: &Range<Gfn>) {
+        self.roots.write_protect(spaces, pages);
+        self.shadow.write_protect(spaces, pages);
+    }
+
+    /// What is mapped, by size.
+    pub(crate) fn leaves(&self) -> Leaves {
+        self.roots.leaves() + Leaves::of(PageSize::Size4K, self.shadow.mmu.leaves())
     }
 
     /// Ends an invalidation that was begun.

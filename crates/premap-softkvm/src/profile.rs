@@ -5,6 +5,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::config::SpecialModes;
+
 /// A release profile: which KVM this one is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Profile(&'static Rules);
@@ -68,6 +70,24 @@ pub(crate) enum Building {
     ByItself,
 }
 
+/// What makes an MMU one that can be pre-faulted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Support {
+    /// Its fault handler is that of two-dimensional paging, whoever fills the tables.
+    ByFaultHandler,
+    /// It is the TDP MMU, and its root direct.
+    ByTdpMmu,
+}
+
+/// Whether a host short of memory takes shadow pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shrinker {
+    /// It does: the oldest first.
+    TakesPages,
+    /// There is none.
+    Absent,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Rules {
     name: &'static str,
@@ -85,6 +105,12 @@ pub(crate) struct Rules {
     pub(crate) quirks: u64,
     /// 6.16, where TDX came: 5932ca411e53 and what it was merged with; 6.19, 6b5b71ffabf9.
     pub(crate) building: Building,
+    /// As merged in 6.11; the design asked for the TDP MMU.
+    pub(crate) support: Support,
+    /// As merged in 6.11; the design left it open, and to refuse is what can't surprise anyone.
+    pub(crate) special_modes: SpecialModes,
+    /// 6.13, fe140e611d34.
+    pub(crate) shrinker: Shrinker,
 }
 
 const V6_12: Rules = Rules {
@@ -96,6 +122,9 @@ const V6_12: Rules = Rules {
     logging_off: LoggingOff::Zaps,
     quirks: 0xff,
     building: Building::NoTdx,
+    support: Support::ByFaultHandler,
+    special_modes: SpecialModes::OwnRoot,
+    shrinker: Shrinker::TakesPages,
 };
 
 const V6_16: Rules = Rules {
@@ -106,6 +135,7 @@ const V6_16: Rules = Rules {
     logging_off: LoggingOff::Recovers,
     quirks: 0x3ff,
     building: Building::ByItself,
+    shrinker: Shrinker::Absent,
     ..V6_12
 };
 
@@ -119,8 +149,15 @@ const RULES: [Rules; 6] = [
     V6_16,
     V6_19,
     V7_2,
-    Rules { name: "proposal", building: Building::Reserved, ..V7_2 },
-    Rules { name: "combined", building: Building::Combined, ..V7_2 },
+    Rules {
+        name: "proposal",
+        building: Building::Reserved,
+        support: Support::ByTdpMmu,
+        special_modes: SpecialModes::Refused,
+        shrinker: Shrinker::TakesPages,
+        ..V7_2
+    },
+    Rules { name: "combined", building: Building::Combined, shrinker: Shrinker::TakesPages, ..V7_2 },
 ];
 
 /// A name that no profile has.
@@ -140,10 +177,12 @@ impl Profile {
     pub const V6_19: Self = Self(&RULES[2]);
     /// Linux 7.2.
     pub const V7_2: Self = Self(&RULES[3]);
-    /// The design of April 2024 that this project implements: pre-faulting reserves a TD's memory ahead. In all else it is the
-    /// newest kernel.
+    /// The design of April 2024 that this project implements: pre-faulting reserves a TD's memory ahead; it needs the TDP MMU,
+    /// and is refused in system management mode and guest mode unless [`SoftConfig`](crate::SoftConfig) says otherwise; the
+    /// host's shrinker is still there. In all else it is the newest kernel.
     pub const PROPOSAL: Self = Self(&RULES[4]);
-    /// What came before that design, to compare it with: a TD's memory is mapped and added by one call, on one vCPU.
+    /// What came before that design, to compare it with: a TD's memory is mapped and added by one call, on one vCPU, and the
+    /// host's shrinker is still there.
     pub const COMBINED: Self = Self(&RULES[5]);
     /// The profiles of releases, oldest first.
     pub const RELEASES: [Self; 4] = [Self::V6_12, Self::V6_16, Self::V6_19, Self::V7_2];

@@ -3,12 +3,12 @@
 //! **Protocol.** A vCPU takes the current root of its role when it has none. Invalidation takes roots out of the list,
 //! marks them obsolete, and only then takes their mappings away. A vCPU that still holds an obsolete root can map nothing
 //! in it, since every mapping asks for that under the leaf table's lock; it drops the root the next time it runs, and the
-//! last holder frees the tables.
+//! last holder frees the tables. Until then the list holds a root as well: it survives every vCPU that used it, a change of
+//! their roles, and a reset.
 //!
 //! **Guarantee.** When [`Roots::invalidate`] returns, no mapping of the obsolete roots is left and no vCPU is in the middle
 //! of an access through one.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,8 @@ use premap_kvm::Errno;
 use premap_mmu::{Changed, Edges, Leaves, NoMirror, Npt, PageTable};
 
 use crate::frames::Frames;
-use crate::role::Role;
+use crate::mmio::MmioNotes;
+use crate::role::{Role, Spaces};
 
 /// The second-stage table of a root. AMD's format: what the lab's real kernels use.
 pub(crate) type Table = PageTable<Npt, Arc<Frames>>;
@@ -29,29 +30,13 @@ pub(crate) struct Root {
     pub(crate) role: Role,
     pub(crate) table: Table,
     obsolete: AtomicBool,
-    /// KVM caches "nothing here, emulate" in the table, in entries that are not present. Ours has no room for that in its
-    /// format, so it is beside the table: the page, and the generation of the slots that it was true of.
-    mmio: Mutex<HashMap<Gfn, u64>>,
+    pub(crate) mmio: MmioNotes,
 }
 
 impl Root {
     /// Whether the root was invalidated: it maps nothing and never will.
     pub(crate) fn is_obsolete(&self) -> bool {
         self.obsolete.load(Ordering::Acquire)
-    }
-
-    /// Notes that a page has no memory behind it, as the slots of this generation say.
-    pub(crate) fn note_mmio(&self, gfn: Gfn, generation: u64) {
-        self.mmio().insert(gfn, generation);
-    }
-
-    /// Whether that was noted.
-    pub(crate) fn is_mmio(&self, gfn: Gfn, generation: u64) -> bool {
-        self.mmio().get(&gfn) == Some(&generation)
-    }
-
-    fn mmio(&self) -> MutexGuard<'_, HashMap<Gfn, u64>> {
-        self.mmio.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -78,7 +63,7 @@ impl Roots {
             role,
             table: Table::new(Arc::clone(&self.frames), role.levels).map_err(|_| Errno::NOMEM)?,
             obsolete: AtomicBool::new(false),
-            mmio: Mutex::default(),
+            mmio: MmioNotes::default(),
         });
         current.push(Arc::clone(&root));
         Ok(root)
@@ -92,6 +77,11 @@ impl Roots {
     /// What is mapped, by size.
     pub(crate) fn leaves(&self) -> Leaves {
         self.lock().iter().fold(Leaves::NONE, |sum, root| sum + root.table.leaves())
+    }
+
+    /// Where tables lie.
+    pub(crate) fn frames(&self) -> &Arc<Frames> {
+        &self.frames
     }
 
     /// TLB flushes so far.
@@ -111,19 +101,21 @@ impl Roots {
         }
     }
 
-    /// Takes the mappings of these pages away in every root. A larger mapping that holds one of them goes whole.
-    pub(crate) fn unmap(&self, pages: &Range<Gfn>) {
-        self.change(pages, |table, range| table.unmap(range, Edges::Whole));
+    /// Takes the mappings of these pages away in every root of the spaces. A larger mapping that holds one of them goes
+    /// whole.
+    pub(crate) fn unmap(&self, spaces: Spaces, pages: &Range<Gfn>) {
+        self.change(spaces, pages, |table, range| table.unmap(range, Edges::Whole));
     }
 
-    /// Takes the permission to write these pages away in every root, splitting larger mappings.
-    pub(crate) fn write_protect(&self, pages: &Range<Gfn>) {
-        self.change(pages, |table, range| table.write_protect(range, Edges::Split));
+    /// Takes the permission to write these pages away in every root of the spaces, splitting larger mappings.
+    pub(crate) fn write_protect(&self, spaces: Spaces, pages: &Range<Gfn>) {
+        self.change(spaces, pages, |table, range| table.write_protect(range, Edges::Split));
     }
 
-    /// Runs an operation on every root; when this returns no vCPU uses what it took away.
+    /// Runs an operation on every root of the spaces; when this returns no vCPU uses what it took away.
     pub(crate) fn change(
         &self,
+        spaces: Spaces,
         pages: &Range<Gfn>,
         operation: impl for<'t> Fn(&'t Table, GpaRange) -> Changed<'t, Npt, Arc<Frames>, NoMirror>,
     ) {
@@ -133,7 +125,9 @@ impl Roots {
         }
         let range = GpaRange::new(pages.start.address(), count * PAGE_SIZE);
         for root in self.list() {
-            self.settle(&root.table, operation(&root.table, range));
+            if spaces.have(root.role.space) {
+                self.settle(&root.table, operation(&root.table, range));
+            }
         }
     }
 

@@ -6,15 +6,18 @@ use std::sync::Arc;
 
 use premap_address::{Gfn, Gpa, GpaRange, PAGE_SIZE, PageSize, Pfn};
 use premap_kvm::Errno;
-use premap_mmu::{Attributes, Mapped, NoMirror, Npt, Obstacle, Permissions, Present, Use};
+use premap_mmu::shadow::Demand;
+use premap_mmu::{Access, Attributes, Mapped, NoMirror, Npt, Obstacle, Permissions, Present, Use};
 
 use crate::frames::Frames;
 use crate::host::{Run, State};
 use crate::invalidation::Sequence;
+use crate::loaded::{Loaded, ShadowUse};
 use crate::machine::Machine;
 use crate::memslots::{Protection, Slot};
 use crate::profile::PresentMapping;
 use crate::roots::Root;
+use crate::shadow::{HostPage, Placed};
 
 /// Who asks for a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,10 +59,10 @@ impl Machine {
     /// error, perhaps with no progress, where the answer may be stale: the caller asks the host again.
     ///
     /// # Errors
-    /// ENOMEM: no memory for tables.
+    /// ENOMEM: no memory for tables. ENOSPC: every shadow page is in use.
     pub(crate) fn map(
         &self,
-        root: &Root,
+        root: &Loaded,
         slot: &Slot,
         gfn: Gfn,
         pages: u64,
@@ -70,7 +73,10 @@ impl Machine {
         let pages = pages.min(answer.run.pages);
         while progress.pages < pages {
             let at = Gfn::new(gfn.number() + progress.pages);
-            let step = self.step(root, slot, at, pages - progress.pages, answer, purpose)?;
+            let step = match root {
+                Loaded::Tdp(root) => self.step(root, slot, at, pages - progress.pages, answer, purpose),
+                Loaded::Shadow(used) => self.map_direct(used, slot, at, answer, purpose),
+            }?;
             progress.changed |= step.changed;
             progress.pages += step.pages;
             if step.pages == 0 {
@@ -92,10 +98,7 @@ impl Machine {
     ) -> Result<Progress, Errno> {
         let Answer { run, sequence, .. } = answer;
         let attributes = attributes(slot, &run, purpose);
-        let present = match (purpose, self.rules().present_mapping) {
-            (Purpose::Fault, _) | (Purpose::PreFault, PresentMapping::Rebuilt) => Present::Rebuild,
-            (Purpose::PreFault, PresentMapping::Kept) => Present::Collapse,
-        };
+        let present = self.present(purpose);
         let size = run.size.min(self.largest(slot, gfn));
         let (first, count) = if size > PageSize::Size4K {
             (gfn.align_down(size), size.pages())
@@ -106,13 +109,20 @@ impl Machine {
             (gfn, pages.min(PageSize::Size2M.pages() - gfn.number() % PageSize::Size2M.pages()))
         };
         let concerned = first..Gfn::new(first.number() + count);
-        let valid = || !root.is_obsolete() && self.invalidations.allows(sequence, &concerned);
+        let small = size == PageSize::Size4K;
+        let valid = || {
+            !root.is_obsolete()
+                && self.invalidations.allows(sequence, &concerned)
+                && (small || !self.shadow.mmu.tracks(concerned.clone()))
+        };
         let pfn = answer.frame(first);
         let range = GpaRange::new(first.address(), count * PAGE_SIZE);
         let done = if size > PageSize::Size4K {
             root.table.place(first.address(), size, pfn, attributes, present, valid)
         } else {
-            root.table.fill(range, present, valid, |gpa| Some((offset(pfn, range, gpa), attributes)))
+            root.table.fill(range, present, valid, |gpa| {
+                Some((offset(pfn, range, gpa), self.untracked(gpa.frame(), attributes)))
+            })
         };
         let kept = done.spurious > 0 && present == Present::Collapse;
         let mut step = self.settle(slot, &concerned, done, attributes, purpose)?;
@@ -121,6 +131,66 @@ impl Machine {
         }
         // A huge page can begin before the first page asked for.
         Ok(Progress { pages: step.pages.saturating_sub(gfn.number() - first.number()), ..step })
+    }
+
+    /// Maps one page in a direct root of the shadow MMU.
+    fn map_direct(
+        &self,
+        used: &ShadowUse,
+        slot: &Slot,
+        gfn: Gfn,
+        answer: Answer,
+        purpose: Purpose,
+    ) -> Result<Progress, Errno> {
+        let page = self.host_page(slot, gfn, answer);
+        let demand = match purpose {
+            Purpose::Fault if page.writable => Demand::Access(Access::Write),
+            Purpose::Fault => Demand::Access(Access::Read),
+            Purpose::PreFault => Demand::Ahead(self.present(purpose)),
+        };
+        let mut placed = self.place_shadow(used, gfn.address(), demand, page, None)?;
+        let permits = || self.shadow.mmu.lookup(used.root, gfn.address()).map(|mapping| mapping.writable());
+        if (purpose, placed) == (Purpose::PreFault, Placed::Spurious)
+            && page.writable
+            && slot.dirty.is_none()
+            && permits() == Some(false)
+        {
+            // As `widen` does it, and for its reason.
+            placed = self.place_shadow(used, gfn.address(), Demand::Ahead(Present::Rebuild), page, None)?;
+        }
+        Ok(match placed {
+            Placed::Mapped(permissions) => {
+                if permissions.writable() {
+                    slot.mark_dirty(gfn, 1);
+                }
+                Progress { pages: 1, changed: true }
+            }
+            Placed::Spurious => Progress { pages: 1, changed: false },
+            Placed::Emulate | Placed::Stale => Progress::default(),
+        })
+    }
+
+    /// What the shadow MMU is told of a page of a slot.
+    pub(crate) fn host_page(&self, slot: &Slot, gfn: Gfn, answer: Answer) -> HostPage<'_> {
+        let writable = attributes(slot, &answer.run, Purpose::PreFault).permissions.writable();
+        HostPage { machine: self, gfn, pfn: answer.frame(gfn), writable, sequence: answer.sequence }
+    }
+
+    /// What becomes of a mapping that is present.
+    fn present(&self, purpose: Purpose) -> Present {
+        match (purpose, self.rules().present_mapping) {
+            (Purpose::Fault, _) | (Purpose::PreFault, PresentMapping::Rebuilt) => Present::Rebuild,
+            (Purpose::PreFault, PresentMapping::Kept) => Present::Collapse,
+        }
+    }
+
+    /// A page's attributes, without writing if it holds a table that is shadowed. To be asked under the lock of the leaf
+    /// table.
+    fn untracked(&self, gfn: Gfn, attributes: Attributes<Npt>) -> Attributes<Npt> {
+        if !self.shadow.mmu.is_tracked(gfn) {
+            return attributes;
+        }
+        Attributes { permissions: attributes.permissions.without_write(), ..attributes }
     }
 
     /// Makes read-only mappings writable that were found present and kept, now that the host's pages are writable.
@@ -138,7 +208,8 @@ impl Machine {
     ) -> Result<bool, Errno> {
         let narrow = |gpa| {
             let found = root.table.walk(gpa);
-            found.is_some_and(|found| found.page_size == size && !found.writable())
+            let is_narrow = found.is_some_and(|found| found.page_size == size && !found.writable());
+            is_narrow && !self.shadow.mmu.is_tracked(gpa.frame())
         };
         let done = if size > PageSize::Size4K {
             if !narrow(range.start()) {

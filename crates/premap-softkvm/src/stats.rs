@@ -14,6 +14,8 @@ pub(crate) struct VcpuCounters {
     pub(crate) pf_fixed: u64,
     /// Faults for whose access there is no memory: the instruction is emulated.
     pub(crate) pf_emulate: u64,
+    /// Faults that are the guest's own, by its page tables.
+    pub(crate) pf_guest: u64,
     /// Faults that found all well.
     pub(crate) pf_spurious: u64,
     /// Fixed faults that only took write protection away.
@@ -29,6 +31,7 @@ impl VcpuCounters {
             ("pf_taken", self.pf_taken),
             ("pf_fixed", self.pf_fixed),
             ("pf_emulate", self.pf_emulate),
+            ("pf_guest", self.pf_guest),
             ("pf_spurious", self.pf_spurious),
             ("pf_fast", self.pf_fast),
             ("pf_mmio_spte_created", self.pf_mmio_spte_created),

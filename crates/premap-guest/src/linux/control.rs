@@ -20,17 +20,17 @@ use crate::backing::Backing;
 use crate::error::{GuestError, MachineError, call};
 use crate::memory::Memory;
 
-pub(super) const PML4: u64 = PAGE_SIZE;
+pub(crate) const PML4: u64 = PAGE_SIZE;
 const PDPT: u64 = 2 * PAGE_SIZE;
 /// As many as one PDPT points to, which is one GiB each.
 const DIRECTORIES: u64 = 512;
 const GIB: u64 = PageSize::Size1G.bytes();
-pub(super) const NESTED_PML4: u64 = directory(DIRECTORIES);
+pub(crate) const NESTED_PML4: u64 = directory(DIRECTORIES);
 const NESTED_PDPT: u64 = NESTED_PML4 + PAGE_SIZE;
 const END: u64 = NESTED_PDPT + PAGE_SIZE;
 
 /// Far above what a machine's own slots are numbered with, and below the lowest limit that x86 ever had.
-const SLOT: u32 = 500;
+pub(crate) const SLOT: u32 = 500;
 
 /// Present, writable, accessed: set ahead, so that no walk has to write the tables.
 const TABLE: u64 = 0x23;
@@ -41,13 +41,13 @@ const USER: u64 = 4;
 
 /// The memory of a VM's control slot.
 #[derive(Debug)]
-pub(super) struct Control {
+pub(crate) struct Control {
     memory: Memory,
 }
 
 impl Control {
     /// Makes the code and the tables down to the page directory of the first GiB, which holds this slot.
-    pub(super) fn new() -> Result<Self, MachineError> {
+    pub(crate) fn new() -> Result<Self, MachineError> {
         let control = Self { memory: Memory::new(END, Backing::Anonymous)? };
         for (index, bytes) in (0..).zip(code::bytes().chunks(8)) {
             let mut word = [0; 8];
@@ -66,7 +66,7 @@ impl Control {
     /// Tells `vm` of the slot in one of its address spaces: 0 the normal one, 1 that of system management mode.
     // UNSAFETY: KVM_SET_USER_MEMORY_REGION, whose contract the owners of this memory keep.
     #[expect(unsafe_code, reason = "hands owned memory to KVM")]
-    pub(super) fn add_to(&self, vm: &impl Vm, space: u32) -> Result<(), MachineError> {
+    pub(crate) fn add_to(&self, vm: &impl Vm, space: u32) -> Result<(), MachineError> {
         let region = kvm_userspace_memory_region {
             slot: space << 16 | SLOT,
             flags: 0,
@@ -80,7 +80,7 @@ impl Control {
     }
 
     /// Lets the guest reach `range` under its own addresses, and gives the part of the slot in use.
-    pub(super) fn map(&self, range: GpaRange) -> Result<GpaRange, GuestError> {
+    pub(crate) fn map(&self, range: GpaRange) -> Result<GpaRange, GuestError> {
         let last = range.end().wrapping_add(PAGE_SIZE.wrapping_neg()).raw() / GIB;
         if range.start().raw() < 4 * GIB || last >= DIRECTORIES {
             return Err(GuestError::OutOfReach(range));

@@ -5,7 +5,7 @@
 //! address space has the control slot too.
 
 mod code;
-mod control;
+pub(crate) mod control;
 mod mode;
 mod nested;
 mod private;

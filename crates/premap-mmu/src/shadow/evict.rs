@@ -14,26 +14,35 @@ impl<F: Format, A: FrameAllocator> ShadowMmu<F, A> {
 
     /// Zaps about `batch` obsolete pages that no vCPU walks from. Says whether more remain.
     pub fn zap_obsolete(&self, batch: usize) -> (Zap<'_, A>, More) {
-        let mut pages = self.pages.lock();
-        let mut gone = Gone::default();
-        while gone.pages.len() < batch {
-            let Some(id) = pages.oldest(None, |pages, id| pages.is_obsolete(id)) else { break };
-            pages.zap(id, &self.frames, &mut gone);
-        }
-        let more = pages.oldest(None, |pages, id| pages.is_obsolete(id)).is_some();
-        (self.zap(gone), if more { More::Remain } else { More::None })
+        let (more, zap) = self.change(|pages, frames, gone| {
+            while gone.pages.len() < batch {
+                let Some(id) = pages.oldest(None, |pages, id| pages.is_obsolete(id)) else { break };
+                pages.zap(id, frames, gone);
+            }
+            pages.oldest(None, |pages, id| pages.is_obsolete(id)).is_some()
+        });
+        (zap, if more { More::Remain } else { More::None })
     }
 
     /// Gives about `count` pages back to a host that is short of memory: obsolete ones, or else the oldest.
     pub fn shrink(&self, count: usize) -> Zap<'_, A> {
-        let mut pages = self.pages.lock();
-        let mut gone = Gone::default();
-        while gone.pages.len() < count {
-            let obsolete = pages.oldest(None, |pages, id| pages.is_obsolete(id));
-            let Some(id) = obsolete.or_else(|| pages.oldest(None, |_, _| true)) else { break };
-            pages.zap(id, &self.frames, &mut gone);
-        }
-        self.zap(gone)
+        self.change(|pages, frames, gone| {
+            while gone.pages.len() < count {
+                let obsolete = pages.oldest(None, |pages, id| pages.is_obsolete(id));
+                let Some(id) = obsolete.or_else(|| pages.oldest(None, |_, _| true)) else { break };
+                pages.zap(id, frames, gone);
+            }
+        })
+        .1
+    }
+
+    /// Permits so many pages from now on. Where there are more, the oldest go, but for roots.
+    pub fn set_limit(&self, limit: usize) -> Zap<'_, A> {
+        self.change(|pages, frames, gone| {
+            pages.limit = limit;
+            while pages.len() > limit && pages.evict_oldest(frames, None, gone) {}
+        })
+        .1
     }
 }
 

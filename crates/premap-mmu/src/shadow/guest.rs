@@ -50,6 +50,19 @@ pub(super) struct GuestWalk {
     pub(super) permissions: Permissions,
 }
 
+/// The guest's frame that its tables, from the top-level one in `table` on, have for an access, which is noted in them.
+///
+/// # Errors
+/// The tables do not translate the access.
+pub fn guest_frame(
+    memory: &impl GuestMemory,
+    table: Gfn,
+    address: Gpa,
+    access: Access,
+) -> Result<Gfn, GuestFault> {
+    walk(memory, table, address, access).map(|found| found.gfn)
+}
+
 /// What an entry permits.
 fn permissions(entry: u64) -> Permissions {
     let write = if entry & WRITE != 0 { 0b010 } else { 0 };

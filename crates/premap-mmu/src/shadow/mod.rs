@@ -2,7 +2,9 @@
 //!
 //! A guest's own page tables (64-bit, four levels) lead from its virtual addresses to guest-physical ones; an L1 hypervisor's
 //! nested page tables, spelled alike, lead from its guest's physical addresses to its own. Either way the shadow leads from the
-//! same input to host frames: each of the guest's tables in use has a *shadow page*, filled on demand.
+//! same input to host frames: each of the guest's tables in use has a *shadow page*, filled on demand. A *direct* root shadows no
+//! table: it leads from guest-physical addresses to host frames, for a guest without paging, or for a hypervisor that has
+//! two-dimensional paging and no other MMU to fill its tables.
 //!
 //! ```text
 //!   guest:   root --> table --> table --> table --> gfn
@@ -12,9 +14,11 @@
 //!
 //! **Protocol.** One lock covers everything, as in Linux, where the shadow MMU runs under the MMU lock held for writing. A guest
 //! table that is shadowed is *tracked*: every mapping of its frame is read-only, so a guest's write to it comes to the
-//! caller, who does the write and tells [`written`](ShadowMmu::written); what was built from the entry goes. Each frame that is mapped has a
+//! caller, who does the write and tells [`written`](ShadowMmu::written); what was built from the entry goes. A table is followed only in a later
+//! call than the one that began to track it: the [`Zap`] in between names the frame, for who maps it elsewhere, and flushes
+//! writable translations of it, so that no write to an entry that was read goes unnoticed. Each frame that is mapped has a
 //! *reverse map* of the entries that map it, by which tracking and the host's own invalidations find them. Pages are
-//! limited in number: the oldest that is no root goes first, with all below it. A new *generation* makes all pages obsolete at once
+//! limited in number: the oldest that is no root goes first, with all below it. Roots of different [tags](Tag) share no page. A new *generation* makes all pages obsolete at once
 //! ([`invalidate_all`](ShadowMmu::invalidate_all)), and they are zapped in batches.
 //!
 //! **Guarantee.** A shadow leaf permits no more than the guest's tables did when it was built, all since unwritten, and than
@@ -29,29 +33,49 @@
 mod evict;
 mod fault;
 mod guest;
+mod host;
 mod pages;
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 
 use premap_address::{Gfn, Gpa, Pfn};
 
 pub use evict::More;
-pub use fault::{Filled, ShadowFault};
-pub use guest::{GuestFault, GuestMemory};
+pub use fault::{Demand, Filled, ShadowFault};
+pub use guest::{GuestFault, GuestMemory, guest_frame};
 pub use pages::PageId;
 
 use crate::attributes::{Access, Mapping};
 use crate::format::Format;
 use crate::frames::FrameAllocator;
 use crate::spin::Spin;
+use crate::sync::{AtomicUsize, Ordering};
+use crate::table::Levels;
 use pages::Pages;
 
 /// The shadow pages of one virtual machine, in the format that its processor walks.
 pub struct ShadowMmu<F: Format, A: FrameAllocator> {
     pages: Spin<Pages<F>>,
+    /// How many frames are tracked, to be read without the lock.
+    tracked: AtomicUsize,
     frames: A,
 }
+
+/// What a root translates by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The guest's tables, four levels of them, from the top-level one in this frame on.
+    Table(Gfn),
+    /// Nothing of the guest's: addresses are guest-physical.
+    Direct(Levels),
+}
+
+/// A kind of root, of the caller's choice. Pages are shared among roots of the same tag only: a guest's frame can be
+/// another piece of memory under another tag.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag(pub u8);
 
 /// A root that a vCPU walks from. It is given back by [`ShadowMmu::release`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,7 +85,7 @@ pub struct ShadowRoot {
 }
 
 /// What has gone from the shadow tables: an owed flush, and frames that wait for it.
-#[must_use = "the frames come back only when the flush is completed"]
+#[must_use = "what it owes is owed until it is completed"]
 pub struct Zap<'m, A: FrameAllocator> {
     frames: &'m A,
     gone: Gone,
@@ -74,6 +98,8 @@ pub(crate) struct Gone {
     pages: Vec<Pfn>,
     /// A leaf lost its permission to write.
     narrowed: bool,
+    /// Frames whose tracking began.
+    tracked: Vec<Gfn>,
 }
 
 impl<A: FrameAllocator> fmt::Debug for Zap<'_, A> {
@@ -93,6 +119,13 @@ impl<A: FrameAllocator> Zap<'_, A> {
     #[must_use]
     pub fn pages(&self) -> usize {
         self.gone.pages.len()
+    }
+
+    /// The guest's frames that are tracked from now on. Who maps them elsewhere takes the permission to write them away
+    /// before this is completed.
+    #[must_use]
+    pub fn tracked(&self) -> &[Gfn] {
+        &self.gone.tracked
     }
 
     /// Whether a flush is owed.
@@ -120,7 +153,16 @@ impl<F: Format, A: FrameAllocator> fmt::Debug for ShadowMmu<F, A> {
 impl<F: Format, A: FrameAllocator> ShadowMmu<F, A> {
     /// Makes an empty shadow of at most so many pages.
     pub fn new(frames: A, limit: usize) -> Self {
-        Self { pages: Spin::new(Pages::new(limit)), frames }
+        Self { pages: Spin::new(Pages::new(limit)), tracked: AtomicUsize::new(0), frames }
+    }
+
+    /// Runs an operation under the lock, and gives what has gone.
+    fn change<R>(&self, operation: impl FnOnce(&mut Pages<F>, &A, &mut Gone) -> R) -> (R, Zap<'_, A>) {
+        let mut pages = self.pages.lock();
+        let mut gone = Gone::default();
+        let result = operation(&mut pages, &self.frames, &mut gone);
+        self.tracked.store(pages.tracked_frames(), Ordering::Release);
+        (result, Zap { frames: &self.frames, gone })
     }
 
     /// How many shadow pages there are, obsolete ones included.
@@ -129,32 +171,65 @@ impl<F: Format, A: FrameAllocator> ShadowMmu<F, A> {
         self.pages.lock().len()
     }
 
-    /// Whether the guest's frame holds a table that is shadowed.
+    /// How many leaves there are, all of 4 KiB.
     #[must_use]
-    pub fn is_tracked(&self, gfn: Gfn) -> bool {
-        self.pages.lock().is_tracked(gfn)
+    pub fn leaves(&self) -> u64 {
+        self.pages.lock().leaves()
     }
 
-    /// The root for the guest's top-level table in this frame. A vCPU walks from it until it is released.
+    /// Whether any frame of the guest holds a table that is shadowed. It takes no lock, and is as good as
+    /// [`is_tracked`](Self::is_tracked) under the rule that is told there.
+    #[must_use]
+    pub fn tracks_any(&self) -> bool {
+        self.tracked.load(Ordering::Acquire) != 0
+    }
+
+    /// Whether the guest's frame holds a table that is shadowed.
+    ///
+    /// Who maps frames elsewhere asks it under the lock by which a [`Zap`]'s tracked frames are write-protected there. Then
+    /// no writable mapping of a tracked frame outlives the zap that named it.
+    #[must_use]
+    pub fn is_tracked(&self, gfn: Gfn) -> bool {
+        self.tracks_any() && self.pages.lock().is_tracked(gfn)
+    }
+
+    /// Whether any of these frames does. The same rule holds.
+    #[must_use]
+    pub fn tracks(&self, frames: Range<Gfn>) -> bool {
+        self.tracks_any() && self.pages.lock().tracks(frames)
+    }
+
+    /// A root that translates by this. A vCPU walks from it until it is released.
     ///
     /// # Errors
     /// No shadow page is to be had: all are roots, or the allocator has no frame. What was evicted on the way comes along.
-    pub fn root(&self, table: Gfn) -> Result<(ShadowRoot, Zap<'_, A>), (ShadowFault, Zap<'_, A>)> {
-        let mut pages = self.pages.lock();
-        let mut gone = Gone::default();
-        let key = pages.key_of_table(table, 4);
-        match pages.get_or_make(key, &self.frames, None, &mut gone) {
-            Ok(page) => {
-                pages.hold(page);
-                Ok((ShadowRoot { page, generation: pages.generation() }, self.zap(gone)))
-            }
-            Err(fault) => Err((fault, self.zap(gone))),
+    pub fn root(
+        &self,
+        source: Source,
+        tag: Tag,
+    ) -> Result<(ShadowRoot, Zap<'_, A>), (ShadowFault, Zap<'_, A>)> {
+        let (made, zap) = self.change(|pages, frames, gone| {
+            let key = pages.key_of_root(source, tag);
+            let (page, _) = pages.get_or_make(key, frames, None, gone)?;
+            pages.hold(page);
+            Ok(ShadowRoot { page, generation: pages.generation() })
+        });
+        match made {
+            Ok(root) => Ok((root, zap)),
+            Err(fault) => Err((fault, zap)),
         }
     }
 
-    /// Gives a root back. Its pages stay until they are evicted, so that a vCPU that comes back finds them.
-    pub fn release(&self, root: ShadowRoot) {
-        self.pages.lock().let_go(root.page);
+    /// Gives a root back. Its pages stay until they are evicted, so that a vCPU that comes back finds them; those of an
+    /// obsolete one go at once.
+    pub fn release(&self, root: ShadowRoot) -> Zap<'_, A> {
+        let release = |pages: &mut Pages<F>, frames: &A, gone: &mut Gone| {
+            pages.let_go(root.page);
+            if pages.is_obsolete(root.page) && !pages.is_root(root.page) {
+                pages.zap(root.page, frames, gone);
+            }
+        };
+        self.change(release).1
     }
 
     /// The frame of the root's table, for the processor.
@@ -176,29 +251,10 @@ impl<F: Format, A: FrameAllocator> ShadowMmu<F, A> {
         self.pages.lock().access(root.page, address, access, &self.frames)
     }
 
-    /// Tells that the guest's entry at this address was written (8 bytes, or part of them). What was built from it goes.
-    pub fn written(&self, gpa: Gpa) -> Zap<'_, A> {
-        let mut gone = Gone::default();
-        self.pages.lock().written(gpa, &self.frames, &mut gone);
-        self.zap(gone)
-    }
-
-    /// Takes a frame of the guest from every shadow leaf that maps it, since the host takes it away.
-    pub fn unmap(&self, gfn: Gfn) -> Zap<'_, A> {
-        let mut gone = Gone::default();
-        self.pages.lock().unmap(gfn, &self.frames, &mut gone);
-        self.zap(gone)
-    }
-
-    /// Takes the permission to write from every shadow leaf that maps a frame.
-    pub fn write_protect(&self, gfn: Gfn) -> Zap<'_, A> {
-        let mut gone = Gone::default();
-        self.pages.lock().write_protect(gfn, &self.frames, &mut gone);
-        self.zap(gone)
-    }
-
-    fn zap(&self, gone: Gone) -> Zap<'_, A> {
-        Zap { frames: &self.frames, gone }
+    /// What the shadow has for an address, touched by nobody.
+    #[must_use]
+    pub fn lookup(&self, root: ShadowRoot, address: Gpa) -> Option<Mapping<F>> {
+        self.pages.lock().lookup(root.page, address, &self.frames)
     }
 }
 

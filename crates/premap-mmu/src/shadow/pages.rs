@@ -7,10 +7,11 @@ mod entries;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::marker::PhantomData;
+use core::ops::Range;
 
 use premap_address::{Gfn, Pfn};
 
-use super::{Gone, ShadowFault};
+use super::{Gone, ShadowFault, Source, Tag};
 use crate::attributes::Permissions;
 use crate::format::Format;
 use crate::frames::FrameAllocator;
@@ -31,7 +32,15 @@ pub(super) struct Key {
     pub(super) direct: bool,
     /// What the entries above permit. Only direct pages bake it into their leaves.
     pub(super) permissions: u64,
+    pub(super) tag: Tag,
     pub(super) generation: u64,
+}
+
+/// Whether making a page began to track a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tracking {
+    Began,
+    Unchanged,
 }
 
 struct ShadowPage {
@@ -65,6 +74,7 @@ pub(crate) struct Pages<F> {
     tracked: BTreeMap<Gfn, usize>,
     /// Oldest first.
     pub(super) age: VecDeque<PageId>,
+    leaves: u64,
     generation: u64,
     pub(super) limit: usize,
     format: PhantomData<F>,
@@ -89,6 +99,7 @@ impl<F: Format> Pages<F> {
             reverse: BTreeMap::new(),
             tracked: BTreeMap::new(),
             age: VecDeque::new(),
+            leaves: 0,
             generation: 0,
             limit,
             format: PhantomData,
@@ -97,6 +108,14 @@ impl<F: Format> Pages<F> {
 
     pub(super) fn len(&self) -> usize {
         self.age.len()
+    }
+
+    pub(super) fn leaves(&self) -> u64 {
+        self.leaves
+    }
+
+    pub(super) fn tracked_frames(&self) -> usize {
+        self.tracked.len()
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -111,14 +130,22 @@ impl<F: Format> Pages<F> {
         self.tracked.contains_key(&gfn)
     }
 
+    pub(super) fn tracks(&self, frames: Range<Gfn>) -> bool {
+        self.tracked.range(frames).next().is_some()
+    }
+
     pub(super) fn all_frames(&mut self) -> Vec<Pfn> {
         self.slots.drain(..).flatten().map(|page| page.frame).collect()
     }
 
-    /// The key of the page that shadows a guest's table.
-    pub(super) fn key_of_table(&self, gfn: Gfn, level: u8) -> Key {
-        let permissions = Permissions::ALL.bits();
-        Key { gfn, level, direct: false, permissions, generation: self.generation }
+    /// The key of a root's page.
+    pub(super) fn key_of_root(&self, source: Source, tag: Tag) -> Key {
+        let (gfn, level, direct) = match source {
+            Source::Table(gfn) => (gfn, 4, false),
+            Source::Direct(levels) => (Gfn::new(0), levels.top(), true),
+        };
+        let (permissions, generation) = (Permissions::ALL.bits(), self.generation);
+        Key { gfn, level, direct, permissions, tag, generation }
     }
 
     fn page(&self, id: PageId) -> &ShadowPage {
@@ -150,8 +177,16 @@ impl<F: Format> Pages<F> {
         self.page(id).key.generation != self.generation
     }
 
-    pub(super) fn table_of_root(&self, id: PageId) -> Gfn {
-        self.page(id).key.gfn
+    /// Whether the page has not gone.
+    pub(super) fn lives(&self, id: PageId) -> bool {
+        self.slots[id.0].is_some()
+    }
+
+    /// The pages that shadow tables of the guest in these frames.
+    pub(super) fn shadows_of(&self, tables: Range<Gfn>) -> Vec<PageId> {
+        let first = |gfn| Key { gfn, level: 0, direct: false, permissions: 0, tag: Tag(0), generation: 0 };
+        let keys = self.by_key.range(first(tables.start)..first(tables.end));
+        keys.filter(|(key, _)| !key.direct).map(|(_, id)| *id).collect()
     }
 
     fn words<'a>(&self, id: PageId, frames: &'a impl FrameAllocator) -> &'a TablePage {
@@ -161,17 +196,17 @@ impl<F: Format> Pages<F> {
     }
 
     /// The page of a key, made if there is none; the oldest goes if there are too many. `keep` is not evicted, nor is
-    /// what leads to it.
+    /// what leads to it. A table's page says whether it is the first of its frame.
     pub(super) fn get_or_make(
         &mut self,
         key: Key,
         frames: &impl FrameAllocator,
         keep: Option<PageId>,
         gone: &mut Gone,
-    ) -> Result<PageId, ShadowFault> {
+    ) -> Result<(PageId, Tracking), ShadowFault> {
         if let Some(&id) = self.by_key.get(&key) {
             self.page_mut(id).writes = 0;
-            return Ok(id);
+            return Ok((id, Tracking::Unchanged));
         }
         while self.len() >= self.limit {
             if !self.evict_oldest(frames, keep, gone) {
@@ -187,10 +222,19 @@ impl<F: Format> Pages<F> {
         self.slots[id.0] = Some(page);
         self.by_key.insert(key, id);
         self.age.push_back(id);
-        if !key.direct {
-            *self.tracked.entry(key.gfn).or_insert(0) += 1;
-            self.write_protect(key.gfn, frames, gone);
+        if key.direct {
+            return Ok((id, Tracking::Unchanged));
         }
-        Ok(id)
+        let shadows = self.tracked.entry(key.gfn).or_insert(0);
+        *shadows += 1;
+        if *shadows > 1 {
+            return Ok((id, Tracking::Unchanged));
+        }
+        gone.tracked.push(key.gfn);
+        // Under every tag, for memory can lie at the same address under two.
+        for (leaf, entry) in self.leaves_of(key.gfn..Gfn::new(key.gfn.number() + 1), |_| true) {
+            self.protect(leaf, entry, frames, gone);
+        }
+        Ok((id, Tracking::Began))
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct SlotId {
 }
 
 /// What a vCPU sees: its slots in normal operation, or those in system management mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum AddressSpace {
     Normal,
     Smm,

@@ -167,7 +167,7 @@ impl SoftVcpu {
             let _reading = machine.slots.enter();
             let slots = machine.slots.current();
             let sequence = machine.invalidations.snapshot();
-            let slot = slots.find(self.space, gfn).filter(|_| machine.kind_of(gfn, 1).0 == Kind::Private);
+            let slot = slots.find(self.space(), gfn).filter(|_| machine.kind_of(gfn, 1).0 == Kind::Private);
             let private = slot.and_then(|slot| slot.private.as_ref()).filter(|private| !private.is_closed());
             if private.is_none() {
                 return self.exit_for(gfn, Kind::Private, Errno::FAULT);

@@ -1,31 +1,37 @@
 //! A guest's fault: from the exit to the mapping that lets the instruction go on.
 //!
-//! As Linux does it (`kvm_mmu_page_fault`, `kvm_tdp_mmu_page_fault`):
+//! As Linux does it (`kvm_mmu_page_fault`, `kvm_tdp_mmu_page_fault`, and `FNAME(page_fault)` where tables are shadowed):
 //!
-//! 1. Take the invalidation sequence, then see whether the page is private, and find its slot. None: the access is
-//!    emulated, and an MMIO mapping remembers that; a private one goes back to the VMM. Dying: try again.
-//! 2. Ask the host for the page, or the guest_memfd for a private one, and make it present if it is not.
-//! 3. Where a write meets a page that must be copied first (the zero page, the page cache, a page shared by fork), the
+//! 1. Take the invalidation sequence. Where tables are shadowed, walk them: that tells the page that is needed, or that
+//!    the fault is the guest's own.
+//! 2. See whether the page is private, and find its slot. None: the access is emulated, and an MMIO mapping remembers that;
+//!    a private one goes back to the VMM. Dying: try again.
+//! 3. Ask the host for the page, or the guest_memfd for a private one, and make it present if it is not.
+//! 4. Where a write meets a page that must be copied first (the zero page, the page cache, a page shared by fork), the
 //!    copy replaces a page that may be mapped: an invalidation, which makes this very fault's answer stale. The guest
 //!    faults again, and the second fault maps the copy. This is why memory that was pre-faulted but never written costs two
 //!    faults a page.
-//! 4. Map it, under the leaf table's lock, if the sequence still holds.
+//! 5. A write to a table that is shadowed is done here, for the shadow to learn of it.
+//! 6. Else map it, if the sequence still holds, under the lock of the leaf table or of the shadow pages.
 
-use std::ops::Range;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use premap_address::{Gpa, Hva, PAGE_SIZE, PageSize};
+use premap_address::{Gfn, Gpa};
 use premap_kvm::Errno;
+use premap_mmu::shadow::{Demand, guest_frame};
 use premap_mmu::{Access, Permissions};
 
 use super::SoftVcpu;
 use crate::access::Operation;
-use crate::host::{Exclusivity, Failure, Run, State, Touch, populate};
+use crate::host::Touch;
+use crate::loaded::{Loaded, ShadowUse};
 use crate::machine::Machine;
-use crate::memslots::{Protection, State as SlotState};
+use crate::memslots::{Protection, Slot, Snapshot, State as SlotState};
+use crate::page::{Copies, Page, PresentPage};
 use crate::private::Kind;
-use crate::second_stage::{Answer, Purpose};
-use crate::signals::raise_poisoned;
+use crate::second_stage::{Answer, Progress, Purpose};
+use crate::shadow::{Placed, Tables};
 
 /// What came of a fault: KVM's `RET_PF_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,72 +42,93 @@ pub(super) enum Outcome {
     Spurious,
     /// Something changed meanwhile: let the guest fault again.
     Retry,
-    /// No memory there.
-    Emulate,
-    /// Memory that may only be read.
-    EmulateWrite,
+    /// No memory there: at this address of the guest's memory.
+    Emulate(Gpa),
+    /// Memory that may only be read, at this address.
+    EmulateWrite(Gpa),
+    /// The write was done for the guest.
+    Written,
+    /// The guest's own tables do not translate the access: the fault is for the guest to handle.
+    Guest,
 }
 
-/// What the host says of one page that a guest needs.
-enum Page {
-    /// This.
-    Is(Run),
-    /// It was made just now, by replacing another: start again.
-    Replaced,
-}
-
-/// What to make of a page that a write would have to copy.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Copies {
-    /// The copy replaces a page that may be mapped.
-    Replace,
-    /// It was copied for this very write already. A kernel whose records do not tell whose a page is must not make the
-    /// guest fault for ever.
-    Believed,
+/// What a fault found out on its way to a page.
+struct Way<'m> {
+    machine: &'m Machine,
+    root: &'m Loaded,
+    address: Gpa,
+    operation: Operation,
+    slot: &'m Slot,
+    gfn: Gfn,
 }
 
 impl SoftVcpu {
     /// Handles one exit. Counts all but the exit itself.
-    pub(super) fn fault(&mut self, gpa: Gpa, operation: Operation) -> Result<Outcome, Errno> {
+    pub(super) fn fault(&mut self, address: Gpa, operation: Operation) -> Result<Outcome, Errno> {
         self.machine.check_alive()?;
-        if let Some(root) = &self.root
-            && root.is_mmio(gpa.frame(), self.machine.slots.current().generation)
+        let machine = Arc::clone(&self.machine);
+        let root = self.load_root()?;
+        let _reading = machine.slots.enter();
+        let slots = machine.slots.current();
+        if let Some(gfn) = root.mmio().find(address.frame(), slots.generation)
+            && self.leads_to(&root, &slots, address, operation) == Some(gfn)
         {
             // The MMIO mapping tells at once; KVM does not count this as a fault. It stays where the page becomes private,
             // since attributes are changed slot by slot.
-            return Ok(Outcome::Emulate);
+            return Ok(Outcome::Emulate(place(gfn, address)));
         }
         self.counters.pf_taken += 1;
-        let outcome = self.page_fault(gpa, operation)?;
+        let outcome = self.page_fault(&root, &slots, address, operation)?;
         match outcome {
             Outcome::Fixed => self.counters.pf_fixed += 1,
             Outcome::Spurious => self.counters.pf_spurious += 1,
-            Outcome::Emulate | Outcome::EmulateWrite => self.counters.pf_emulate += 1,
+            Outcome::Emulate(_) | Outcome::EmulateWrite(_) | Outcome::Written => {
+                self.counters.pf_emulate += 1;
+            }
+            Outcome::Guest => self.counters.pf_guest += 1,
             Outcome::Retry => {}
         }
         Ok(outcome)
     }
 
-    fn page_fault(&mut self, gpa: Gpa, operation: Operation) -> Result<Outcome, Errno> {
-        let root = self.load_root()?;
-        let machine = std::sync::Arc::clone(&self.machine);
-        let _reading = machine.slots.enter();
-        let slots = machine.slots.current();
-        let gfn = gpa.frame();
+    /// The page that an address leads to, by the guest's tables where those are shadowed.
+    fn leads_to(&self, root: &Loaded, slots: &Snapshot, address: Gpa, operation: Operation) -> Option<Gfn> {
+        let Some(table) = root.table() else { return Some(address.frame()) };
+        let sequence = self.machine.invalidations.snapshot();
+        let tables = Tables::new(&self.machine, slots, self.space(), sequence);
+        guest_frame(&tables, table, address, operation.access()).ok()
+    }
+
+    fn page_fault(
+        &mut self,
+        root: &Loaded,
+        slots: &Snapshot,
+        address: Gpa,
+        operation: Operation,
+    ) -> Result<Outcome, Errno> {
+        let machine = Arc::clone(&self.machine);
         let sequence = machine.invalidations.snapshot();
+        let tables = Tables::new(&machine, slots, self.space(), sequence);
+        let gfn = match root.table().map(|table| guest_frame(&tables, table, address, operation.access())) {
+            None => address.frame(),
+            Some(_) if tables.are_stale() => return Ok(Outcome::Retry),
+            Some(Ok(gfn)) => gfn,
+            Some(Err(_)) => return Ok(Outcome::Guest),
+        };
         let (kind, _) = machine.kind_of(gfn, 1);
-        let Some(slot) = slots.find(self.space, gfn) else {
+        let Some(slot) = slots.find(self.space(), gfn) else {
             if kind == Kind::Private {
                 return self.exit_for(gfn, kind, Errno::FAULT);
             }
-            if gpa < machine.gpa_end() {
+            let at = place(gfn, address);
+            if at < machine.gpa_end() {
                 if root.is_obsolete() {
                     return Ok(Outcome::Retry);
                 }
-                root.note_mmio(gfn, slots.generation);
+                root.mmio().note(address.frame(), gfn, slots.generation);
                 self.counters.pf_mmio_spte_created += 1;
             }
-            return Ok(Outcome::Emulate);
+            return Ok(Outcome::Emulate(at));
         };
         if slot.state == SlotState::Dying {
             return Ok(Outcome::Retry);
@@ -109,16 +136,16 @@ impl SoftVcpu {
         let touch = match operation.access() {
             // A private page is missed first: a read-only slot has no private memory.
             Access::Write if slot.protection == Protection::ReadOnly && kind == Kind::Shared => {
-                return Ok(Outcome::EmulateWrite);
+                return Ok(Outcome::EmulateWrite(place(gfn, address)));
             }
             Access::Write => Touch::Write,
             _ => Touch::Read,
         };
-        let was = root.table.walk(gpa);
-        if was.is_some_and(|mapping| mapping.attributes.permissions.permits(operation.access())) {
+        let was = root.permissions(address);
+        if was.is_some_and(|permissions| permissions.permits(operation.access())) {
             return Ok(Outcome::Spurious);
         }
-        let page = gfn..premap_address::Gfn::new(gfn.number() + 1);
+        let page = gfn..Gfn::new(gfn.number() + 1);
         if !machine.invalidations.allows(sequence, &page) {
             return Ok(Outcome::Retry);
         }
@@ -138,62 +165,66 @@ impl SoftVcpu {
             }
         };
         let answer = Answer { gfn, run, sequence };
-        let progress = machine.map(&root, slot, gfn, 1, answer, Purpose::Fault)?;
-        if progress.pages == 0 {
-            return Ok(Outcome::Retry);
-        }
-        if !progress.changed {
-            return Ok(Outcome::Spurious);
-        }
-        if slot.dirty.is_some()
-            && was.is_some_and(|was| was.attributes.permissions == Permissions::READ_EXECUTE)
-        {
+        let way = Way { machine: &machine, root, address, operation, slot, gfn };
+        let outcome = way.end(answer, &tables)?;
+        if outcome == Outcome::Fixed && slot.dirty.is_some() && was == Some(Permissions::READ_EXECUTE) {
             self.counters.pf_fast += 1;
         }
-        Ok(Outcome::Fixed)
+        Ok(outcome)
     }
 }
 
-impl Machine {
-    /// Makes the page at `hva` present for this touch: KVM's `hva_to_pfn`.
-    fn get_page(&self, hva: Hva, touch: Touch, copies: Copies, runs: &mut Vec<Run>) -> Result<Page, Errno> {
-        let page = hva..hva.wrapping_add(PAGE_SIZE);
-        loop {
-            self.host.query(page.clone(), Exclusivity::Ask, runs)?;
-            let run = runs.first().copied().ok_or(Errno::FAULT)?;
-            let got = match (run.state, touch) {
-                (State::NoAccess, _) => return Err(Errno::FAULT),
-                (State::Writable, _) | (State::Readable, Touch::Read) => return Ok(Page::Is(run)),
-                (State::Absent, _) => populate(page.clone(), touch).map(|()| None),
-                (State::Readable, Touch::Write) if !self.host.may_write(hva)? => return Err(Errno::FAULT),
-                (State::Readable, Touch::Write) if copies == Copies::Believed => {
-                    let writable = Run { state: State::Writable, ..run };
-                    populate(page.clone(), touch).map(|()| Some(Page::Is(writable)))
-                }
-                (State::Readable, Touch::Write) => {
-                    self.begin_invalidation(&replaced(&page, run.size));
-                    let copied = populate(page.clone(), touch);
-                    self.end_invalidation();
-                    copied.map(|()| Some(Page::Replaced))
-                }
-            };
-            match got {
-                Ok(Some(page)) => return Ok(page),
-                Ok(None) => {}
-                Err(Failure::Again | Failure::Interrupted) => thread::yield_now(),
-                Err(Failure::BadAddress) => return Err(Errno::FAULT),
-                Err(Failure::Poisoned) => {
-                    // The signal is what the VMM acts on; KVM_RUN itself then ends with EINTR.
-                    raise_poisoned(hva);
-                    return Err(Errno::INTR);
-                }
-            }
+impl Way<'_> {
+    /// Maps the page that the host has, or writes to it where the shadow must learn of that.
+    fn end(&self, answer: Answer, tables: &Tables<'_>) -> Result<Outcome, Errno> {
+        if let Operation::Store(value) = self.operation
+            && self.machine.shadow.mmu.is_tracked(self.gfn)
+        {
+            return Ok(self.write_table(value, PresentPage::new(self.gfn, &answer.run, answer.sequence)));
         }
+        let progress = match self.root {
+            Loaded::Shadow(used) if used.table.is_some() => self.shadow(used, answer, tables)?,
+            root => self.machine.map(root, self.slot, self.gfn, 1, answer, Purpose::Fault)?,
+        };
+        Ok(match progress {
+            Progress { pages: 0, .. } => Outcome::Retry,
+            Progress { changed: false, .. } => Outcome::Spurious,
+            Progress { .. } => Outcome::Fixed,
+        })
+    }
+
+    /// Makes the shadow of the guest's tables follow them to the page.
+    fn shadow(&self, used: &ShadowUse, answer: Answer, tables: &Tables<'_>) -> Result<Progress, Errno> {
+        let demand = Demand::Access(self.operation.access());
+        let page = self.machine.host_page(self.slot, self.gfn, answer);
+        Ok(match self.machine.place_shadow(used, self.address, demand, page, Some(tables))? {
+            Placed::Mapped(permissions) => {
+                if permissions.writable() {
+                    self.slot.mark_dirty(self.gfn, 1);
+                }
+                Progress { pages: 1, changed: true }
+            }
+            Placed::Spurious => Progress { pages: 1, changed: false },
+            Placed::Emulate | Placed::Stale => Progress::default(),
+        })
+    }
+
+    /// Writes to a table that is shadowed, and tells the shadow.
+    fn write_table(&self, value: u64, page: PresentPage) -> Outcome {
+        let gpa = place(self.gfn, self.address);
+        let section = self.machine.shadow.enter();
+        let Some(word) = self.machine.word(&section, &page, gpa, Touch::Write) else {
+            return Outcome::Retry;
+        };
+        word.store(value, Ordering::Release);
+        drop(section);
+        self.slot.mark_dirty(self.gfn, 1);
+        self.machine.shadow.flush(self.machine.shadow.mmu.written(gpa));
+        Outcome::Written
     }
 }
 
-/// What a copy takes the place of: all of a huge page that is shared, since the host splits or replaces it.
-fn replaced(page: &Range<Hva>, size: PageSize) -> Range<Hva> {
-    let start = page.start.align_down(size);
-    start..start.wrapping_add(size.bytes())
+/// Where an address lies in the guest's memory that leads to a page.
+fn place(gfn: Gfn, address: Gpa) -> Gpa {
+    gfn.address().wrapping_add(address.page_offset())
 }

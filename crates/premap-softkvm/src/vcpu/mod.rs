@@ -1,7 +1,9 @@
 //! A virtual CPU: the guest's accesses, its root, its statistics.
 
 mod fault;
+mod mode;
 mod prefault;
+mod roots;
 
 use std::sync::{Arc, PoisonError};
 
@@ -10,14 +12,17 @@ use premap_kvm::abi::kvm_pre_fault_memory;
 use premap_kvm::{Errno, Stats, Vcpu};
 
 use crate::access::{Operation, perform};
+use crate::config::PhysicalBits;
 use crate::host::{Getter, Run, State};
+use crate::loaded::Loaded;
 use crate::machine::Machine;
-use crate::memslots::{AddressSpace, Slot};
+use crate::memslots::Slot;
+use crate::mode::CpuMode;
 use crate::private::{Held, Kind, MemoryFault};
-use crate::roots::Root;
 use crate::stats::VcpuCounters;
 use crate::tdx::{SHARED_BIT, TdCpu};
 use fault::Outcome;
+use roots::RootCache;
 
 /// A virtual CPU of a [`SoftVm`](crate::SoftVm). Many may run and pre-fault at the same time, each on a thread of its own.
 #[derive(Debug)]
@@ -26,8 +31,10 @@ pub struct SoftVcpu {
     pub(crate) td: Option<TdCpu>,
     pub(crate) machine: Arc<Machine>,
     id: u32,
-    pub(crate) space: AddressSpace,
-    root: Option<Arc<Root>>,
+    mode: CpuMode,
+    /// How many bits of physical address its guest was told of.
+    told: PhysicalBits,
+    roots: RootCache,
     pub(crate) counters: VcpuCounters,
     /// The host's last answer, kept for its allocation.
     runs: Vec<Run>,
@@ -45,14 +52,21 @@ pub enum GuestFault {
     /// No memslot holds the address: `KVM_EXIT_MMIO`.
     #[error("no memory at {gpa}: the VMM emulates the access")]
     Mmio {
-        /// The address.
+        /// The guest-physical address.
         gpa: Gpa,
     },
     /// A write to a read-only memslot: `KVM_EXIT_MMIO` too.
     #[error("read-only memory at {gpa}: the VMM emulates the write")]
     ReadOnly {
-        /// The address.
+        /// The guest-physical address.
         gpa: Gpa,
+    },
+    /// The tables that are shadowed do not translate the access: the guest gets a page fault of its own, or its hypervisor
+    /// one of the nested tables.
+    #[error("the guest's own tables do not permit the access to {address}")]
+    Guest {
+        /// The address under those tables.
+        address: Gpa,
     },
     /// `KVM_RUN` fails: EFAULT where the host has no memory behind the slot, EIO where the VM is dead.
     #[error("the guest can't go on at {gpa}: {errno}")]
@@ -72,12 +86,14 @@ pub enum GuestFault {
 
 impl SoftVcpu {
     pub(crate) fn new(machine: Arc<Machine>, id: u32) -> Self {
-        let space = AddressSpace::Normal;
+        let (mode, told) = (CpuMode::default(), machine.config.physical_bits);
+        let key = machine.root_key(mode, told).expect("every VM has the mode of a reset");
         Self {
             machine,
             id,
-            space,
-            root: None,
+            mode,
+            told,
+            roots: RootCache::new(key),
             counters: VcpuCounters::default(),
             runs: Vec::new(),
             getter: Getter::default(),
@@ -102,7 +118,8 @@ impl SoftVcpu {
         self.memory_fault
     }
 
-    /// The guest reads the word at `gpa`.
+    /// The guest reads the word at `gpa`: a guest-physical address, or one under the tables that are shadowed
+    /// ([`CpuMode`]).
     ///
     /// # Errors
     /// There is no memory to read, or it is not an aligned word.
@@ -110,7 +127,7 @@ impl SoftVcpu {
         self.access(gpa, Operation::Load)
     }
 
-    /// The guest writes the word at `gpa`.
+    /// The guest writes the word at `gpa`: an address as for [`read`](Self::read).
     ///
     /// # Errors
     /// There is no memory to write, or it is not an aligned word.
@@ -135,18 +152,16 @@ impl SoftVcpu {
         self.clear_memory_fault();
         loop {
             // KVM_RUN frees obsolete roots and loads the current one before it enters the guest.
-            if self.root.as_ref().is_some_and(|root| root.is_obsolete()) {
-                self.root = None;
-            }
+            self.roots.let_go_of_obsolete();
             let failed = |errno| GuestFault::Failed { gpa, errno };
-            if self.root.is_none() {
+            if self.roots.current().is_none() {
                 self.load_root().map_err(failed)?;
             }
             if self.machine.is_dead() {
                 return Err(failed(Errno::IO));
             }
-            if let Some(root) = &self.root
-                && let Ok(value) = perform(&root.table, gpa, operation)
+            if let Some(root) = self.roots.current()
+                && let Some(value) = perform(&self.machine, root, gpa, operation)
             {
                 return Ok(value);
             }
@@ -154,8 +169,10 @@ impl SoftVcpu {
             match self.fault(gpa, operation) {
                 Ok(Outcome::Fixed | Outcome::Spurious) => {}
                 Ok(Outcome::Retry) => std::thread::yield_now(),
-                Ok(Outcome::Emulate) => return Err(GuestFault::Mmio { gpa }),
-                Ok(Outcome::EmulateWrite) => return Err(GuestFault::ReadOnly { gpa }),
+                Ok(Outcome::Written) => return Ok(operation.stored()),
+                Ok(Outcome::Emulate(gpa)) => return Err(GuestFault::Mmio { gpa }),
+                Ok(Outcome::EmulateWrite(gpa)) => return Err(GuestFault::ReadOnly { gpa }),
+                Ok(Outcome::Guest) => return Err(GuestFault::Guest { address: gpa }),
                 Err(errno) => return Err(failed(errno)),
             }
         }
@@ -188,12 +205,12 @@ impl SoftVcpu {
     }
 
     /// The vCPU's root, taken if it has none.
-    fn load_root(&mut self) -> Result<Arc<Root>, Errno> {
-        if let Some(root) = &self.root {
-            return Ok(Arc::clone(root));
+    fn load_root(&mut self) -> Result<Loaded, Errno> {
+        if let Some(root) = self.roots.current() {
+            return Ok(root.clone());
         }
-        let root = self.machine.roots.get(self.machine.role())?;
-        self.root = Some(Arc::clone(&root));
+        let root = self.machine.load(self.roots.key())?;
+        self.roots.load(root.clone());
         Ok(root)
     }
 }
@@ -211,7 +228,7 @@ impl Vcpu for SoftVcpu {
     }
 
     fn renew_root(&mut self) -> Result<(), Errno> {
-        self.root = None;
+        self.roots.let_go();
         Ok(())
     }
 

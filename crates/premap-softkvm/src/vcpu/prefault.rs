@@ -19,11 +19,11 @@ use premap_kvm::abi::kvm_pre_fault_memory;
 use super::SoftVcpu;
 use crate::host::{Failure, State, Touch};
 use crate::invalidation::Sequence;
+use crate::loaded::Loaded;
 use crate::machine::Machine;
-use crate::memslots::{Slot, Snapshot, State as SlotState};
+use crate::memslots::{AddressSpace, Slot, Snapshot, State as SlotState};
 use crate::private::{Kind, PrivateMemory};
 use crate::profile::{Building, DeadVm, DyingSlot, StaleRoot};
-use crate::roots::Root;
 use crate::second_stage::{Answer, Purpose};
 use crate::signals::{self, Held};
 use crate::tdx::{SHARED_BIT, Td};
@@ -93,19 +93,15 @@ impl SoftVcpu {
             if signals.pending() {
                 return Err(Errno::INTR);
             }
-            if !machine.has_tdp() {
-                return Err(Errno::OPNOTSUPP);
-            }
+            let key = machine.pre_fault_key(self.mode, self.told)?;
             if machine.rules().dead_vm == DeadVm::SeenInLoop && machine.is_dead() {
                 return Err(Errno::IO);
             }
-            if machine.rules().stale_root == StaleRoot::Replaced
-                && self.root.as_ref().is_some_and(|root| root.is_obsolete())
-            {
-                self.root = None;
+            if machine.rules().stale_root == StaleRoot::Replaced {
+                self.roots.let_go_of_obsolete();
             }
-            let root = self.load_root()?;
-            match self.map_from(&machine, &root, range, signals)? {
+            let root = if key == self.roots.key() { self.load_root()? } else { machine.load(key)? };
+            match self.map_from(&machine, &root, key.role.space, range, signals)? {
                 Step::Done(pages) => return Ok(pages),
                 Step::Retry => thread::yield_now(),
             }
@@ -115,7 +111,8 @@ impl SoftVcpu {
     fn map_from(
         &mut self,
         machine: &Machine,
-        root: &Root,
+        root: &Loaded,
+        space: AddressSpace,
         range: GpaRange,
         signals: &Held,
     ) -> Result<Step, Errno> {
@@ -123,7 +120,7 @@ impl SoftVcpu {
         let slots = machine.slots.current();
         let sequence = machine.invalidations.snapshot();
         let (kind, alike) = machine.kind_of(gfn, range.pages().min(WINDOW));
-        let Some(slot) = slots.find(self.space, gfn) else {
+        let Some(slot) = slots.find(space, gfn) else {
             if kind == Kind::Private {
                 return self.exit_for(gfn, kind, Errno::FAULT);
             }
@@ -195,12 +192,18 @@ impl SoftVcpu {
     }
 
     /// Nothing there: a mapping says so from now on, where the processor can address it at all.
-    fn no_slot(&mut self, machine: &Machine, root: &Root, slots: &Snapshot, gpa: Gpa) -> Result<Step, Errno> {
+    fn no_slot(
+        &mut self,
+        machine: &Machine,
+        root: &Loaded,
+        slots: &Snapshot,
+        gpa: Gpa,
+    ) -> Result<Step, Errno> {
         if gpa < machine.gpa_end() {
             if root.is_obsolete() {
                 return Ok(Step::Retry);
             }
-            root.note_mmio(gpa.frame(), slots.generation);
+            root.mmio().note(gpa.frame(), gpa.frame(), slots.generation);
             self.counters.pf_mmio_spte_created += 1;
         }
         Err(Errno::NOENT)
@@ -210,7 +213,7 @@ impl SoftVcpu {
     fn map_present(
         &self,
         machine: &Machine,
-        root: &Root,
+        root: &Loaded,
         slot: &Slot,
         gfn: Gfn,
         pages: u64,

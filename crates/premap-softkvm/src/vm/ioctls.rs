@@ -44,8 +44,8 @@ impl Vm for SoftVm {
     }
 
     fn stats(&self) -> Result<Stats, Errno> {
-        let mut leaves = self.machine.roots.leaves();
+        let mut leaves = self.machine.leaves();
         leaves.size_4k += self.machine.td.as_ref().map_or(0, |td| td.pages());
-        Ok(stats::vm(leaves, self.machine.roots.flushes()))
+        Ok(stats::vm(leaves, self.machine.roots.flushes() + self.machine.shadow.flushes()))
     }
 }

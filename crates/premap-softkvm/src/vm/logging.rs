@@ -1,7 +1,8 @@
 //! Dirty logging by write protection, as KVM does it on AMD: a write to a protected page faults, and the fault marks it.
 //!
 //! Turned on, huge mappings are split at once (`eager_page_split`) and every mapping is protected. Turned off, small
-//! mappings of what is huge on the host become huge again: in 6.12 by being taken away, later in place.
+//! mappings of what is huge on the host become huge again: in 6.12 by being taken away, later in place. The shadow MMU here has
+//! no huge mappings, so there is nothing to split and nothing to make huge.
 
 use premap_address::{Gfn, PAGE_SIZE, PageSize};
 use premap_kvm::Errno;
@@ -11,6 +12,7 @@ use crate::host::{Run, State};
 use crate::machine::Machine;
 use crate::memslots::{Slot, SlotId};
 use crate::profile::LoggingOff;
+use crate::role::Spaces;
 
 /// Pages that the host is asked about at once.
 const WINDOW: u64 = 4096;
@@ -31,7 +33,8 @@ impl Machine {
                 let first = slot.base.number() + index as u64 * 64;
                 let (low, high) = (u64::from(word.trailing_zeros()), 64 - u64::from(word.leading_zeros()));
                 // Pages between two dirty ones are protected as well or again; that costs a fault at most.
-                self.roots.write_protect(&(Gfn::new(first + low)..Gfn::new(first + high)));
+                let pages = Gfn::new(first + low)..Gfn::new(first + high);
+                self.write_protect(Spaces::One(id.space), &pages);
             }
         }
         Ok(())
@@ -39,8 +42,9 @@ impl Machine {
 
     pub(super) fn logging_began(&self, slot: &Slot) {
         let pages = slot.base..slot.end();
-        self.roots.split(&pages);
-        self.roots.write_protect(&pages);
+        let space = Spaces::One(slot.id.space);
+        self.roots.split(space, &pages);
+        self.write_protect(space, &pages);
     }
 
     pub(super) fn logging_ended(&self, slot: &Slot) {
@@ -79,8 +83,9 @@ impl Machine {
             let first = gfn.align_down(size);
             let pages = first..Gfn::new(first.number() + size.pages());
             if size > PageSize::Size4K {
-                self.roots.regrow(&pages, size, self.rules().logging_off, || {
-                    self.invalidations.allows(sequence, &pages)
+                let space = Spaces::One(slot.id.space);
+                self.roots.regrow(space, &pages, size, self.rules().logging_off, || {
+                    self.invalidations.allows(sequence, &pages) && !self.shadow.mmu.tracks(pages.clone())
                 });
             }
             gfn = pages.end;
@@ -90,16 +95,18 @@ impl Machine {
 
 impl crate::roots::Roots {
     /// Splits every huge mapping of these pages into small ones, and protects some.
-    fn split(&self, pages: &std::ops::Range<Gfn>) {
+    fn split(&self, spaces: Spaces, pages: &std::ops::Range<Gfn>) {
         let mut block = pages.start.align_down(PageSize::Size2M).number();
         while block < pages.end.number() {
             let gfn = Gfn::new(block).max(pages.start);
             let huge = |root: &std::sync::Arc<crate::roots::Root>| {
-                root.table.walk(gfn.address()).is_some_and(|mapping| mapping.page_size > PageSize::Size4K)
+                let mapping = root.table.walk(gfn.address());
+                spaces.have(root.role.space)
+                    && mapping.is_some_and(|found| found.page_size > PageSize::Size4K)
             };
             if self.list().iter().any(huge) {
                 // Protecting a part of a huge mapping splits it.
-                self.write_protect(&(gfn..Gfn::new(gfn.number() + 1)));
+                self.write_protect(spaces, &(gfn..Gfn::new(gfn.number() + 1)));
             }
             block += PageSize::Size2M.pages();
         }
@@ -108,18 +115,19 @@ impl crate::roots::Roots {
     /// Takes the small mappings of a huge page away, or makes one of them.
     fn regrow(
         &self,
+        spaces: Spaces,
         pages: &std::ops::Range<Gfn>,
         size: PageSize,
         how: LoggingOff,
         valid: impl Fn() -> bool,
     ) {
-        for root in self.list() {
+        for root in self.list().into_iter().filter(|root| spaces.have(root.role.space)) {
             let present = |gfn: &Gfn| root.table.walk(gfn.address());
             let small =
                 (pages.start.number()..pages.end.number()).map(Gfn::new).find_map(|gfn| present(&gfn));
             let Some(small) = small.filter(|mapping| mapping.page_size < size) else { continue };
             match how {
-                LoggingOff::Zaps => self.unmap(pages),
+                LoggingOff::Zaps => self.unmap(spaces, pages),
                 LoggingOff::Recovers => {
                     // A small mapping's frame tells the huge one's: the addresses are congruent in such a slot.
                     let pfn = small.pfn.align_down(size);

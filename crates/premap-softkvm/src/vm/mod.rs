@@ -114,6 +114,23 @@ impl SoftVm {
         Notifier::new(&self.machine)
     }
 
+    /// `KVM_SET_NR_MMU_PAGES`: permits so many shadow pages from here on, where the limit else follows the slots (one for 50
+    /// pages of guest memory, 64 at least). Those over the limit go, the oldest first, with what they map; roots in use stay.
+    /// The TDP MMU knows no limit.
+    ///
+    /// # Errors
+    /// EINVAL: fewer than 64. EIO: the VM is dead.
+    pub fn set_nr_mmu_pages(&self, pages: u64) -> Result<(), Errno> {
+        self.machine.check_alive()?;
+        self.machine.set_page_limit(pages)
+    }
+
+    /// A test hook: the host is short of memory, and its shrinker asks this VM for `pages` shadow pages. Returns how many went;
+    /// none where KVM has no shrinker, from 6.13 on, and none of the TDP MMU's tables ever.
+    pub fn shrink_mmu(&self, pages: u64) -> u64 {
+        self.machine.shrink(pages)
+    }
+
     /// A test hook: kills the VM, as KVM does when it finds a bug of its own (`KVM_BUG_ON`). Every ioctl gives EIO from
     /// here on.
     pub fn kill(&self) {

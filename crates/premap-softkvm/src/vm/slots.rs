@@ -8,6 +8,7 @@ use premap_kvm::abi::kvm_userspace_memory_region2;
 
 use crate::machine::Machine;
 use crate::memslots::{Change, Limits, Slot, Snapshot, plan};
+use crate::role::Spaces;
 
 impl Machine {
     pub(crate) fn set_memory_region(&self, region: &kvm_userspace_memory_region2) -> Result<(), Errno> {
@@ -20,10 +21,14 @@ impl Machine {
         };
         match plan(&slots, region, limits, bind)? {
             Change::Nothing => {}
-            Change::Create(new) => self.publish(slots.replaced(None, Some(new))),
+            Change::Create(new) => {
+                self.publish(slots.replaced(None, Some(new)));
+                self.follow_slots(&self.slots.current());
+            }
             Change::Delete(old) => {
                 let dying = self.retire(&slots, &old);
                 self.publish(dying.replaced(Some(old.id), None));
+                self.follow_slots(&self.slots.current());
                 if let Some(private) = &old.private {
                     private.unbind(old.id);
                 }
@@ -46,8 +51,11 @@ impl Machine {
         self.publish(dying.clone());
         if self.zaps_all() {
             self.roots.invalidate();
+            self.shadow.invalidate();
         } else {
-            self.unmap(&(slot.base..slot.end()));
+            let (space, pages) = (Spaces::One(slot.id.space), slot.base..slot.end());
+            self.shadow.forget(space, &pages);
+            self.unmap(space, &pages);
         }
         dying
     }

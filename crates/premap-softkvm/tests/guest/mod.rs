@@ -4,6 +4,8 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "a test that can't set up its machine fails")]
 
+pub(crate) mod tables;
+
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -154,6 +156,17 @@ impl Memory {
         u64::from_ne_bytes(bytes)
     }
 
+    /// Puts a word into the memory, written by the kernel.
+    pub(crate) fn set_word(&self, page: u64, index: u64, value: u64) {
+        let offset = page * PAGE_SIZE + index * 8;
+        assert!(offset + 8 <= self.bytes as u64);
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open("/proc/self/mem")
+            .and_then(|memory| memory.write_all_at(&value.to_ne_bytes(), self.hva().raw() + offset))
+            .unwrap();
+    }
+
     /// Leaves a hole that has no permission at all. It is not unmapped, so that nobody else is given the addresses.
     pub(crate) fn unmap(&self, pages: Range<u64>) {
         let (start, bytes) = self.part(&pages);
@@ -173,6 +186,10 @@ impl Drop for Memory {
 
 pub(crate) fn vm(profile: Profile) -> SoftVm {
     SoftVm::new(SoftConfig { profile, ..SoftConfig::default() }).unwrap()
+}
+
+pub(crate) fn vm_with(config: SoftConfig) -> SoftVm {
+    SoftVm::new(config).unwrap()
 }
 
 pub(crate) fn region(slot: u32, flags: u32, gpa: u64, hva: Hva, pages: u64) -> kvm_userspace_memory_region {

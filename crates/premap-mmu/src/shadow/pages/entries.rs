@@ -1,16 +1,18 @@
 //! The entries of shadow pages: what links pages, what maps frames, and how either goes.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use premap_address::{Gfn, Gpa, PageSize, Pfn};
 
-use super::{FLOOD, Key, Link, PageId, Pages};
-use crate::attributes::{Access, Attributes, Mapping};
+use super::{FLOOD, Key, Link, PageId, Pages, Tag};
+use crate::attributes::{Access, Attributes, Mapping, Permissions};
 use crate::format::{Format, index};
 use crate::frames::FrameAllocator;
 use crate::page::WORDS;
 use crate::protocol::{leaf, touch};
 use crate::shadow::Gone;
+use crate::sync::AtomicU64;
 
 impl<F: Format> Pages<F> {
     /// The page that an entry points to.
@@ -44,7 +46,22 @@ impl<F: Format> Pages<F> {
         leaf::install(self.words(id, frames).word(entry), F::table(self.page(child).frame));
     }
 
-    /// Maps a leaf of 4 KiB in an empty entry.
+    /// What the leaf in an entry permits, if it maps the frame to the same host frame already.
+    pub(in crate::shadow) fn leaf(
+        &self,
+        id: PageId,
+        entry: usize,
+        (gfn, pfn): (Gfn, Pfn),
+        frames: &impl FrameAllocator,
+    ) -> Option<Permissions> {
+        let raw = match self.links.get(&(id, entry))? {
+            Link::Leaf(own) if *own == gfn => leaf::load(self.words(id, frames).word(entry)),
+            _ => return None,
+        };
+        (F::frame(raw, PageSize::Size4K) == pfn).then(|| F::permissions(raw))
+    }
+
+    /// Maps a leaf of 4 KiB in an empty entry, or writes the one that maps these frames anew.
     pub(in crate::shadow) fn map(
         &mut self,
         id: PageId,
@@ -52,9 +69,16 @@ impl<F: Format> Pages<F> {
         (gfn, pfn): (Gfn, Pfn),
         attributes: Attributes<F>,
         frames: &impl FrameAllocator,
+        gone: &mut Gone,
     ) {
-        self.links.insert((id, entry), Link::Leaf(gfn));
-        self.reverse.entry(gfn).or_default().push((id, entry));
+        match self.leaf(id, entry, (gfn, pfn), frames) {
+            Some(was) => gone.narrowed |= !attributes.permissions.contains(was),
+            None => {
+                self.leaves += 1;
+                self.links.insert((id, entry), Link::Leaf(gfn));
+                self.reverse.entry(gfn).or_default().push((id, entry));
+            }
+        }
         leaf::install(self.words(id, frames).word(entry), F::leaf(pfn, PageSize::Size4K, attributes));
     }
 
@@ -71,6 +95,7 @@ impl<F: Format> Pages<F> {
         match link {
             Link::Leaf(gfn) => {
                 gone.leaves += 1;
+                self.leaves -= 1;
                 if let Some(entries) = self.reverse.get_mut(&gfn) {
                     entries.retain(|own| *own != (id, entry));
                     if entries.is_empty() {
@@ -121,15 +146,9 @@ impl<F: Format> Pages<F> {
             return;
         }
         let entry = (gpa.page_offset() / 8) as usize;
-        let shadows: Vec<PageId> = self
-            .age
-            .iter()
-            .copied()
-            .filter(|id| self.key(*id).gfn == gpa.frame() && !self.key(*id).direct)
-            .collect();
-        for id in shadows {
+        for id in self.shadows_of(gpa.frame()..Gfn::new(gpa.frame().number() + 1)) {
             // Zapping one can take another along.
-            if self.slots[id.0].is_none() {
+            if !self.lives(id) {
                 continue;
             }
             self.page_mut(id).writes += 1;
@@ -141,23 +160,51 @@ impl<F: Format> Pages<F> {
         }
     }
 
-    pub(in crate::shadow) fn unmap(&mut self, gfn: Gfn, frames: &impl FrameAllocator, gone: &mut Gone) {
-        for (id, entry) in self.reverse.get(&gfn).cloned().unwrap_or_default() {
-            self.clear(id, entry, frames, gone);
-        }
+    /// The entries that map frames under the tags of which `concerned` says so.
+    pub(in crate::shadow) fn leaves_of(
+        &self,
+        frames: Range<Gfn>,
+        concerned: impl Fn(Tag) -> bool,
+    ) -> Vec<(PageId, usize)> {
+        let entries = self.reverse.range(frames).flat_map(|(_, entries)| entries);
+        entries.copied().filter(|(id, _)| concerned(self.key(*id).tag)).collect()
     }
 
-    pub(in crate::shadow) fn write_protect(
+    /// Takes the permission to write from a leaf.
+    pub(in crate::shadow) fn protect(
         &mut self,
-        gfn: Gfn,
+        id: PageId,
+        entry: usize,
         frames: &impl FrameAllocator,
         gone: &mut Gone,
     ) {
-        for &(id, entry) in self.reverse.get(&gfn).into_iter().flatten() {
-            let word = self.words(id, frames).word(entry);
-            let (old, new) = leaf::change(word, |raw| F::write_protected(raw));
-            gone.narrowed |= old != new;
+        let word = self.words(id, frames).word(entry);
+        let (old, new) = leaf::change(word, |raw| F::write_protected(raw));
+        gone.narrowed |= old != new;
+    }
+
+    /// The word of the leaf for an address.
+    fn leaf_word<'a>(
+        &self,
+        root: PageId,
+        address: Gpa,
+        frames: &'a impl FrameAllocator,
+    ) -> Option<&'a AtomicU64> {
+        let mut id = root;
+        for level in (2..=self.key(root).level).rev() {
+            id = self.child(id, index(address, level))?;
         }
+        Some(self.words(id, frames).word(index(address, 1)))
+    }
+
+    pub(in crate::shadow) fn lookup(
+        &self,
+        root: PageId,
+        address: Gpa,
+        frames: &impl FrameAllocator,
+    ) -> Option<Mapping<F>> {
+        let raw = leaf::load(self.leaf_word(root, address, frames)?);
+        F::is_present(raw).then(|| mapping(address, raw))
     }
 
     pub(in crate::shadow) fn access(
@@ -167,22 +214,23 @@ impl<F: Format> Pages<F> {
         access: Access,
         frames: &impl FrameAllocator,
     ) -> Option<Mapping<F>> {
-        let mut id = root;
-        for level in (2..=4).rev() {
-            id = self.child(id, index(address, level))?;
-        }
-        let word = self.words(id, frames).word(index(address, 1));
+        let word = self.leaf_word(root, address, frames)?;
         loop {
             let raw = leaf::load(word);
             let touched = F::is_present(raw).then(|| F::touch(raw, access)).flatten()?;
             if touched == raw || touch(word, raw, touched) {
-                return Some(Mapping {
-                    gpa: address.align_down(PageSize::Size4K),
-                    pfn: F::frame(touched, PageSize::Size4K),
-                    page_size: PageSize::Size4K,
-                    attributes: F::attributes(touched, PageSize::Size4K),
-                });
+                return Some(mapping(address, touched));
             }
         }
+    }
+}
+
+/// What a leaf of 4 KiB says.
+fn mapping<F: Format>(address: Gpa, raw: u64) -> Mapping<F> {
+    Mapping {
+        gpa: address.align_down(PageSize::Size4K),
+        pfn: F::frame(raw, PageSize::Size4K),
+        page_size: PageSize::Size4K,
+        attributes: F::attributes(raw, PageSize::Size4K),
     }
 }
