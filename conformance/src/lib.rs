@@ -37,6 +37,11 @@ macro_rules! test_every_scenario {
             limits: a_stop_from_another_thread_hits_midway,
             limits: a_byte_budget_is_kept_and_the_rest_can_be_mapped_later,
             limits: a_signal_storm_loses_nothing,
+            private: a_guest_memfd_keeps_its_content_from_the_vmm,
+            private: content_survives_conversion,
+            private: a_private_page_that_is_not_there_goes_back_to_the_vmm,
+            private: a_closed_guest_memfd_takes_its_pages_along,
+            private: private_memory_is_pre_faulted_by_small_pages,
         }
     };
     ($kernel:path: $($room:ident: $scenario:ident,)*) => {

@@ -30,6 +30,12 @@ pub fn linux_with_pre_fault() -> Option<Linux> {
     Some(kernel)
 }
 
+/// Says what a kernel lacks by the way it was built, so that a test does not run on it. No failure in the lab either: its
+/// usual kernels are as Debian builds them.
+pub fn tell_lack(what: &str) {
+    eprintln!("skipped: {what}");
+}
+
 /// Says why a test does not run here. In the lab, which exists so that it can, that is a failure.
 ///
 /// # Panics

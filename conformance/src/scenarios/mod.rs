@@ -4,6 +4,7 @@ pub mod background;
 pub mod backings;
 pub mod gaps;
 pub mod limits;
+pub mod private;
 
 /// Faults that a guest may take on memory mapped ahead: its own code and page tables.
 const FEW: u64 = 16;
