@@ -61,6 +61,11 @@ macro_rules! test_every_scenario {
             stress: pre_faulting_ends_with_the_slot_near_the_top_of_memory,
             stress: vcpus_that_renew_their_roots_find_their_mappings,
             stress: a_pre_fault_counts_pages_and_no_faults,
+            private: a_guest_memfd_keeps_its_content_from_the_vmm,
+            private: content_survives_conversion,
+            private: a_private_page_that_is_not_there_goes_back_to_the_vmm,
+            private: a_closed_guest_memfd_takes_its_pages_along,
+            private: private_memory_is_pre_faulted_by_small_pages,
         }
     };
     ($kernel:path: $($room:ident: $scenario:ident,)*) => {

@@ -78,6 +78,12 @@ pub fn version(release: &str) -> Option<(u32, u32)> {
     numbers.next().flatten().zip(numbers.next().flatten())
 }
 
+/// Says what a kernel lacks by the way it was built, so that a test does not run on it. No failure in the lab either: its
+/// usual kernels are as Debian builds them.
+pub fn tell_lack(what: &str) {
+    eprintln!("skipped: {what}");
+}
+
 /// Says why a test does not run here. In the lab, which exists so that it can, that is a failure.
 ///
 /// # Panics

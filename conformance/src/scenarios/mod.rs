@@ -6,6 +6,7 @@ pub mod dirty_log;
 pub mod errnos;
 pub mod gaps;
 pub mod limits;
+pub mod private;
 pub mod roles;
 pub mod shadow;
 pub mod slots;

@@ -87,6 +87,22 @@ fn turning_dirty_logging_on_splits_and_protects() {
 }
 
 #[test]
+fn turning_dirty_logging_on_splits_what_cannot_be_written_too() {
+    // Never written, so that a read maps the huge zero page, which is protected already.
+    let Some(memory) = Memory::huge(1024) else { return };
+    let vm = vm(Profile::V6_12);
+    attach(&vm, 0, 0, GPA, &memory);
+    let mut vcpu = vm.create_vcpu(0).unwrap();
+    pre_fault_all(&mut vcpu, GPA, 1);
+    if mapped(&vm) != [0, 1, 0] {
+        println!("skipped: the kernel gave no huge zero page");
+        return;
+    }
+    attach(&vm, 0, KVM_MEM_LOG_DIRTY_PAGES, GPA, &memory);
+    assert_eq!(mapped(&vm), [512, 0, 0]);
+}
+
+#[test]
 fn the_dirty_log_of_no_slot_and_of_no_log() {
     let memory = Memory::anonymous(1);
     let vm = vm(Profile::V6_12);

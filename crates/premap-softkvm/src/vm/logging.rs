@@ -94,22 +94,9 @@ impl Machine {
 }
 
 impl crate::roots::Roots {
-    /// Splits every huge mapping of these pages into small ones, and protects some.
+    /// Splits every huge mapping of these pages into small ones, also those that can't be written, such as the zero page's.
     fn split(&self, spaces: Spaces, pages: &std::ops::Range<Gfn>) {
-        let mut block = pages.start.align_down(PageSize::Size2M).number();
-        while block < pages.end.number() {
-            let gfn = Gfn::new(block).max(pages.start);
-            let huge = |root: &std::sync::Arc<crate::roots::Root>| {
-                let mapping = root.table.walk(gfn.address());
-                spaces.have(root.role.space)
-                    && mapping.is_some_and(|found| found.page_size > PageSize::Size4K)
-            };
-            if self.list().iter().any(huge) {
-                // Protecting a part of a huge mapping splits it.
-                self.write_protect(spaces, &(gfn..Gfn::new(gfn.number() + 1)));
-            }
-            block += PageSize::Size2M.pages();
-        }
+        self.change(spaces, pages, |table, range| table.split(range, PageSize::Size4K));
     }
 
     /// Takes the small mappings of a huge page away, or makes one of them.
