@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 const README: &str = include_str!("../README.md");
 const LISTS: &str = include_str!("../src/lib.rs");
 /// Where the other tests are that the README names.
-const OTHERS: [&str; 3] = [
+const OTHERS: [&str; 5] = [
     include_str!("linux.rs"),
     include_str!("../../crates/premap-softkvm/tests/pre_fault.rs"),
+    include_str!("../../crates/premap-softkvm/tests/roles.rs"),
+    include_str!("../../crates/premap-softkvm/tests/shadow_mmu.rs"),
     include_str!("../../crates/premap-softkvm/src/signals.rs"),
 ];
 
