@@ -29,7 +29,7 @@ const WITHOUT_TDP: &str = "without_tdp";
 /// How many random scripts each kernel is compared on.
 const SCRIPTS: &str = "60";
 /// A scenario that turns the engine's watchdog off, to show that the guard around slot changes does without. It is left out
-/// where there is no TDP MMU: Linux 6.12 was seen to hang in it once, in a pre-fault that nothing ends then.
+/// where there is no TDP MMU: Linux 6.12 was seen to hang once while it ran there, and nothing ends a call then.
 const UNGUARDED: &str = "slots_come_and_go_under_the_guard";
 const TEST_LIMIT: Duration = Duration::from_secs(900);
 const CASE_LIMIT: Duration = Duration::from_secs(300);
