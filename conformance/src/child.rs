@@ -6,7 +6,7 @@
 ///
 /// # Panics
 /// If there can be no child.
-pub fn in_child(check: impl FnOnce() -> bool) -> bool {
+pub(crate) fn in_child(check: impl FnOnce() -> bool) -> bool {
     // SAFETY: `check` is asked to do no more than what is safe after fork; then the child exits without unwinding.
     match unsafe { libc::fork() } {
         0 => {

@@ -8,7 +8,7 @@
 
 #![expect(clippy::missing_panics_doc, reason = "a scenario says by a panic that something does not hold")]
 
-pub mod child;
+mod child;
 pub mod fixture;
 pub mod known_differences;
 pub mod missing;

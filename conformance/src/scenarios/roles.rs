@@ -35,6 +35,19 @@ fn write_all<K: Kernel>(arena: &mut Arena<K>, from: u64) -> u64 {
     faults
 }
 
+/// Checks that the mode that the first vCPU is in has a root that no other mode uses, and that it stays when the mode is left. The
+/// mode's memory is in the arena from page `from` on.
+fn check_own_root<K: Kernel>(arena: &mut Arena<K>, mode: Mode, from: u64) {
+    pre_fault_all(arena.vcpu(0), BASE, PAGES);
+    let inside = write_all(arena, from);
+    arena.vcpu(0).enter(Mode::Paging).expect("the mode can be left");
+    let outside = write_all(arena, 0);
+    arena.vcpu(0).enter(mode).expect("the mode can be entered again");
+    let again = write_all(arena, from);
+    assert!(inside <= FEW && again <= FEW, "{inside} and {again} faults on memory mapped ahead");
+    assert!(outside >= PAGES / pages_a_fault::<K>(), "{outside} faults: the other root was filled");
+}
+
 /// A vCPU whose paging is off, and which never ran, fills the root that a vCPU with paging uses.
 pub fn paging_off_fills_the_root_that_paging_uses<K: Kernel>(kernel: &K) {
     let mut arena = arena(kernel);
@@ -54,14 +67,7 @@ pub fn system_management_has_slots_and_a_root_of_its_own<K: Kernel>(kernel: &K) 
     }
     assert_eq!(pre_fault(arena.vcpu(0), BASE, PAGES), (Err(Errno::NOENT), PAGES));
     arena.set(SMM_SLOT).expect("the slot can be made");
-    pre_fault_all(arena.vcpu(0), BASE, PAGES);
-    let inside = write_all(&mut arena, PAGES);
-    arena.vcpu(0).enter(Mode::Paging).expect("the mode can be left");
-    let outside = write_all(&mut arena, 0);
-    arena.vcpu(0).enter(Mode::SystemManagement).expect("the mode can be entered again");
-    let again = write_all(&mut arena, PAGES);
-    assert!(inside <= FEW && again <= FEW, "{inside} and {again} faults on memory mapped ahead");
-    assert!(outside >= PAGES / pages_a_fault::<K>(), "{outside} faults: the other root was filled");
+    check_own_root(&mut arena, Mode::SystemManagement, PAGES);
 }
 
 /// While an L2 guest runs under an L1 with nested paging, pre-faulting is not to be had; the guest runs, and once it is left
@@ -88,14 +94,7 @@ pub fn guest_mode_with_shadow_paging_has_a_root_of_its_own<K: Kernel>(kernel: &K
     if !can_enter::<K>(arena.vcpu(0), Mode::NestedShadow) {
         return;
     }
-    pre_fault_all(arena.vcpu(0), BASE, PAGES);
-    let inside = write_all(&mut arena, 0);
-    arena.vcpu(0).enter(Mode::Paging).expect("the mode can be left");
-    let outside = write_all(&mut arena, 0);
-    arena.vcpu(0).enter(Mode::NestedShadow).expect("the mode can be entered again");
-    let again = write_all(&mut arena, 0);
-    assert!(inside <= FEW && again <= FEW, "{inside} and {again} faults on memory mapped ahead");
-    assert!(outside >= PAGES / pages_a_fault::<K>(), "{outside} faults: the other root was filled");
+    check_own_root(&mut arena, Mode::NestedShadow, 0);
 }
 
 /// From any mode a vCPU can go into any other; memory is the same in all of them but system management mode.

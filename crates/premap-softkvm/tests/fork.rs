@@ -3,6 +3,8 @@
 //! A fork makes every private page of the process shared, whichever test it belongs to. So these tests have a process
 //! of their own, and take turns in it.
 
+#[path = "../../../conformance/src/child.rs"]
+mod child;
 #[path = "guest/fork.rs"]
 mod fork;
 mod guest;
@@ -43,6 +45,6 @@ fn another_process_gets_eio() {
     let _alone = alone();
     let vm = vm(Profile::V6_12);
     let mut vcpu = vm.create_vcpu(0).unwrap();
-    assert!(fork::in_child(|| pre_fault(&mut vcpu, 0, 0).0 == Err(Errno::IO)));
+    assert!(child::in_child(|| pre_fault(&mut vcpu, 0, 0).0 == Err(Errno::IO)));
     assert_eq!(pre_fault(&mut vcpu, 0, 0).0, Err(Errno::INVAL));
 }
