@@ -22,6 +22,9 @@ use crate::tally::Tally;
 /// How long a call may take before the watchdog interrupts it, unless the caller says otherwise.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(1);
 
+/// The most threads that only make memory present: more are not faster on any machine.
+const MAX_HOST_THREADS: usize = 1024;
+
 /// Which stages to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stages {
@@ -157,6 +160,7 @@ impl<'a> Engine<'a> {
 
     /// How many threads make memory present on the host besides those of the lent vCPUs: none unless set. With
     /// [`Stages::Host`], where no vCPU has work, how many do in all: as many as vCPUs are lent, at least one, unless set.
+    /// No more than 1024 are started, whatever the number.
     ///
     /// One such thread beside a single vCPU lets the host stage of the next chunk overlap the second stage of this one.
     #[must_use]
@@ -210,7 +214,8 @@ impl<'a> Engine<'a> {
             Stages::Both => self.host_threads.unwrap_or(0),
             Stages::Host => self.host_threads.unwrap_or(vcpus.len()).max(1),
             Stages::Second => 0,
-        };
+        }
+        .min(MAX_HOST_THREADS);
         Ok(Terms {
             stages: self.stages,
             patience: self.patience.unwrap_or(DEFAULT_PATIENCE),

@@ -83,7 +83,7 @@ impl<'a> Run<'a> {
         control: &'a Control,
     ) -> Self {
         let Terms { vcpus, host_threads, bytes, pace, interrupt, .. } = terms;
-        let room = host_threads + vcpus.max(1) * CHUNKS_AHEAD;
+        let room = vcpus.max(1).saturating_mul(CHUNKS_AHEAD).saturating_add(host_threads);
         let workers = interrupt.into_iter().flat_map(|interrupt| (0..vcpus).map(move |_| interrupt));
         Self {
             control,
@@ -219,6 +219,7 @@ impl<'a> Run<'a> {
             unsupported: self.terms.unsupported,
             stalled: false,
             changes: self.control.entrance.changes(),
+            refused: None,
         };
         let mut usable = Usable::Yes;
         while let Some(job) = self.pipeline.next(self.control) {
