@@ -8,6 +8,7 @@ use crate::bell::Bell;
 use crate::budget::Stop;
 use crate::gate::{Entrance, Gate, Pass};
 use crate::interrupt::Seat;
+use crate::plan::Plan;
 use crate::progress::Meter;
 use crate::report::{Reason, Unsupported};
 
@@ -28,8 +29,8 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// For a run of `asked` bytes.
-    pub(crate) fn new(asked: u64, stop: Option<Stop>, deadline: Option<Instant>, gate: &Gate) -> Self {
+    /// For a run of the plan.
+    pub(crate) fn new(plan: &Plan, stop: Option<Stop>, deadline: Option<Instant>, gate: &Gate) -> Self {
         let bell = Arc::new(Bell::default());
         if let Some(stop) = &stop {
             stop.tell(&bell);
@@ -40,8 +41,8 @@ impl Control {
             stopped: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             unsupported: OnceLock::new(),
-            entrance: gate.entrance(),
-            meter: Meter::new(asked),
+            entrance: gate.entrance(plan.moment()),
+            meter: Meter::new(plan.bytes()),
             bell,
         }
     }

@@ -195,7 +195,7 @@ impl<'a> Engine<'a> {
 
     /// What a run of the plan shares with those outside.
     pub(crate) fn control(&self, plan: &Plan) -> Control {
-        Control::new(plan.bytes(), self.stop.clone(), self.budget.deadline, &self.gate)
+        Control::new(plan, self.stop.clone(), self.budget.deadline, &self.gate)
     }
 
     /// Settles what a run on these vCPUs is to do.

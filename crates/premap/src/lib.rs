@@ -76,6 +76,7 @@ mod budget;
 mod clock;
 mod control;
 mod engine;
+mod forgotten;
 mod gate;
 mod hole;
 mod host_stage;

@@ -189,7 +189,7 @@ impl<'a> Launch<'a> {
         let start = Instant::now();
         let reserve =
             if self.reserve { self.map(Phase::Reserve, &pieces, vm, vcpus)? } else { Report::default() };
-        self.control().ended().map_or(Ok(()), Err).map_err(LaunchError::Ended)?;
+        self.control()?.ended().map_or(Ok(()), Err).map_err(LaunchError::Ended)?;
         if reserve.second.unsupported.is_none() && reserve.second.mapped < reserve.asked {
             return Err(LaunchError::NotReserved { report: Box::new(reserve) });
         }
@@ -210,8 +210,9 @@ impl<'a> Launch<'a> {
         Ok(LaunchReport { phases, reserve, rest })
     }
 
-    fn control(&self) -> Control {
-        Control::new(0, self.stop.clone(), None, &Gate::new())
+    /// What may end a phase that no engine runs.
+    fn control(&self) -> Result<Control, LaunchError> {
+        Ok(Control::new(&Plan::new([])?, self.stop.clone(), None, &Gate::new()))
     }
 
     /// Maps private memory on all vCPUs.
@@ -237,7 +238,7 @@ impl<'a> Launch<'a> {
 
     /// Adds every page of every piece; gives how many bytes that were.
     fn add(&mut self, vcpu: &mut impl TdVcpu) -> Result<u64, LaunchError> {
-        let control = self.control();
+        let control = self.control()?;
         let all = self.pieces.iter().map(|piece| piece.range.bytes()).sum();
         let mut done = 0;
         for piece in &self.pieces {
@@ -275,7 +276,7 @@ impl<'a> Launch<'a> {
     }
 
     fn finalize(&self, vm: &impl TdVm) -> Result<(), LaunchError> {
-        let control = self.control();
+        let control = self.control()?;
         let mut patience = Patience::new(DEFAULT_PATIENCE);
         loop {
             match vm.tdx_finalize_vm() {
