@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::bell::Bell;
 use crate::budget::Stop;
@@ -11,6 +11,9 @@ use crate::interrupt::Seat;
 use crate::plan::Plan;
 use crate::progress::Meter;
 use crate::report::{Reason, Unsupported};
+
+/// How often one who waits looks whether the run is over, if nobody tells.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The conditions that every worker looks at between two calls.
 #[derive(Debug)]

@@ -34,6 +34,7 @@ use loom::sync::{Condvar, Mutex, MutexGuard};
 #[cfg(not(loom))]
 use std::sync::{Condvar, Mutex, MutexGuard};
 
+use crate::control::LOOK_EVERY;
 use crate::forgotten::{Forgotten, Moment, Standing};
 use crate::interrupt::Seat;
 use crate::report::Reason;
@@ -166,7 +167,9 @@ impl Entrance {
             if let Some(why) = ended() {
                 return Err(why);
             }
-            state = gate.opened.wait(state).unwrap_or_else(PoisonError::into_inner);
+            // Where one thread does all there is nobody to wake it.
+            let waited = gate.opened.wait_timeout(state, LOOK_EVERY);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
         state.inside += 1;
         state.seats.extend(seat.cloned());

@@ -70,6 +70,7 @@
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
+mod alarm;
 mod background;
 mod bell;
 mod budget;
