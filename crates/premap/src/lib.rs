@@ -70,6 +70,7 @@
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
+mod alarm;
 mod background;
 mod bell;
 mod budget;
@@ -77,6 +78,7 @@ mod clock;
 mod control;
 mod dirty_log;
 mod engine;
+mod forgotten;
 mod gate;
 mod hole;
 mod host_stage;
