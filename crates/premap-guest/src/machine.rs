@@ -13,7 +13,7 @@ use premap_softkvm::MemoryFault;
 use crate::error::{GuestError, MachineError, call};
 use crate::mode::Mode;
 use crate::private::{PrivateMemory, VmType};
-use crate::slots::{Slot, SlotId, Slots};
+use crate::slots::{Slot, SlotId, Slots, give_back};
 use crate::touch::{Slice, Touch};
 
 /// A KVM on which machines are made.
@@ -99,11 +99,18 @@ pub trait Guest: Vcpu {
 /// A VM, its vCPUs and its memory.
 #[derive(Debug)]
 pub struct Machine<K: Kernel> {
-    // Dropped in this order: the memory outlives the VM that was told of it.
     vcpus: Vec<K::Vcpu>,
     spares: Vec<K::Vcpu>,
     vm: K::Vm,
     slots: BTreeMap<SlotId, Slot>,
+}
+
+impl<K: Kernel> Drop for Machine<K> {
+    fn drop(&mut self) {
+        for (id, slot) in std::mem::take(&mut self.slots) {
+            give_back(&self.vm, [id.number()], slot.into_memory());
+        }
+    }
 }
 
 /// A machine's parts, lent together.
