@@ -2,8 +2,7 @@
 // UNSAFETY: KVM_SET_USER_MEMORY_REGION2. The machine owns the memory that it names, and frees it by way of `give_back`.
 #![expect(unsafe_code, reason = "hands owned memory to KVM")]
 
-use std::sync::{Arc, Barrier};
-use std::thread;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use premap_address::{GpaRange, PAGE_SIZE};
@@ -20,6 +19,7 @@ use crate::backing::Backing;
 use crate::error::{GuestError, MachineError, call};
 use crate::memory::Memory;
 use crate::slots::give_back;
+use crate::threads::together;
 
 /// XFAM of the TD: x87 and SSE.
 const XFAM: u64 = 3;
@@ -126,22 +126,15 @@ impl TdMachine {
     /// Has the guest accept every page of these ranges, a share each vCPU, all at once.
     ///
     /// # Errors
-    /// A page that can't be accepted.
+    /// A page that can't be accepted, or a thread that the host does not give.
     ///
     /// # Panics
     /// If a vCPU's thread panicked.
     pub fn accept(&mut self, memory: &[GpaRange]) -> Result<Acceptance, MachineError> {
         let vcpus = self.vcpus.len() as u64;
         let before = self.exits()?;
-        let barrier = Barrier::new(self.vcpus.len());
-        let results: Vec<_> = thread::scope(|scope| {
-            let run = |(index, vcpu): (u64, _)| {
-                let barrier = &barrier;
-                scope.spawn(move || accept_share(vcpu, memory, index, vcpus, barrier))
-            };
-            let threads: Vec<_> = (0..).zip(&mut self.vcpus).map(run).collect();
-            threads.into_iter().map(|thread| thread.join().expect("a vCPU's thread doesn't panic")).collect()
-        });
+        let jobs: Vec<_> = (0..).zip(&mut self.vcpus).collect();
+        let results = together(jobs, |(index, vcpu)| accept_share(vcpu, memory, index, vcpus))?;
         let (mut all, mut first, mut last) = (Accepted::default(), None, None);
         for (vcpu, (start, end, result)) in results.into_iter().enumerate() {
             all += result.map_err(|fault| failed(vcpu, &fault))?;
@@ -168,9 +161,7 @@ fn accept_share(
     memory: &[GpaRange],
     index: u64,
     vcpus: u64,
-    barrier: &Barrier,
 ) -> (Instant, Instant, Result<Accepted, GuestFault>) {
-    barrier.wait();
     let start = Instant::now();
     let mut all = Accepted::default();
     for range in memory {
