@@ -151,7 +151,7 @@ mod tests {
         check(&["run", "--vcpus", "0"], "--vcpus 0: not a number of vCPUs; give 1 to 1024");
         check(
             &["run", "--deadline", "5"],
-            "--deadline 5: not a time; write a number and its unit, as 500ms or 2s",
+            "--deadline 5: not a time; write a number and us, ms, s, m or h after it, as 500ms or 2s",
         );
         check(&["run", "--memry", "1"], "--memry: no such flag; did you mean --memory?");
         check(&["run", "--json", "--json"], "--json: given twice; give it once");
