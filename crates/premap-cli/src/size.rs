@@ -89,6 +89,12 @@ pub(crate) fn thousands(number: u64) -> String {
     text
 }
 
+/// So many of something whose plural ends in s: `1 page`, `1,024 pages`.
+pub(crate) fn counted(number: u64, noun: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{ending}", thousands(number))
+}
+
 /// A time in the unit that suits it, to three digits or so.
 pub(crate) fn time(ns: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "it is rounded to three digits anyway")]
@@ -171,6 +177,7 @@ mod tests {
         assert_eq!(thousands(0), "0");
         assert_eq!(thousands(999), "999");
         assert_eq!(thousands(1_048_576), "1,048,576");
+        assert_eq!((counted(1, "page"), counted(0, "page")), ("1 page".to_owned(), "0 pages".to_owned()));
         assert_eq!(time(0), "0");
         assert_eq!(time(950), "950 ns");
         assert_eq!(time(1_234), "1.23 µs");
