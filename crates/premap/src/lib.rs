@@ -88,6 +88,7 @@ mod plan;
 mod progress;
 mod report;
 mod run;
+pub mod seccomp;
 mod second_stage;
 mod tally;
 #[cfg(feature = "td")]
