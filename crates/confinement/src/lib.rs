@@ -6,5 +6,5 @@ mod observe;
 
 pub use compare::{Difference, compare};
 pub use filter::{allow, refuse};
-pub use observe::{Call, Observed, observe};
+pub use observe::{Call, Observed, observe, observe_each};
 pub use seccompiler::apply_filter;

@@ -24,10 +24,12 @@ pub struct Call {
     pub number: i64,
     /// Its arguments.
     pub arguments: [u64; 6],
+    /// The name that the thread gives itself by it.
+    pub name: Option<[u8; 16]>,
 }
 
 /// What was seen of a piece of work.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Observed {
     /// The thread on which it began.
     pub first: u32,
@@ -44,18 +46,45 @@ pub struct Observed {
 /// # Panics
 /// If `work` does.
 pub fn observe<R: Send>(work: impl FnOnce() -> R + Send) -> io::Result<(R, Observed)> {
-    const NONE: i32 = -1;
-    let mut seen = Observed { first: 0, calls: Vec::with_capacity(ROOM) };
-    let listener = AtomicI32::new(NONE);
+    let mut calls = Vec::with_capacity(ROOM);
     let (told, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let work = || {
+        let result = work();
+        // What this thread made was told of by now; what it makes from here on is no work.
+        done.store(told.load(Ordering::Acquire), Ordering::Release);
+        result
+    };
+    let result = observe_each(work, |call| {
+        if calls.len() < ROOM {
+            calls.push(call);
+            told.store(calls.len(), Ordering::Release);
+        }
+    })?;
+    let first = calls.first().map_or(0, |call| call.thread);
+    let (done, mut index) = (done.into_inner(), 0);
+    calls.retain(|call| {
+        index += 1;
+        index <= done || call.thread != first
+    });
+    Ok((result, Observed { first, calls }))
+}
+
+/// The same with each call given to `note`, which must neither allocate nor take a lock. So it is for work that ends the
+/// process.
+///
+/// # Errors
+/// As [`observe`].
+///
+/// # Panics
+/// If `work` does.
+pub fn observe_each<R: Send>(work: impl FnOnce() -> R + Send, note: impl FnMut(Call)) -> io::Result<R> {
+    const NONE: i32 = -1;
+    let listener = AtomicI32::new(NONE);
     let result = std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             // From here on each call waits for the observer, so the descriptor is handed over without one.
             listener.store(listen(), Ordering::Release);
-            let result = work();
-            // What this thread made was told of by now; what it makes from here on is no work.
-            done.store(told.load(Ordering::Acquire), Ordering::Release);
-            result
+            work()
         });
         let fd = loop {
             match listener.load(Ordering::Acquire) {
@@ -68,16 +97,10 @@ pub fn observe<R: Send>(work: impl FnOnce() -> R + Send) -> io::Result<(R, Obser
         }
         // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
         let listener = unsafe { OwnedFd::from_raw_fd(fd) };
-        attend(listener.as_raw_fd(), &mut seen, &told)?;
+        attend(listener.as_raw_fd(), note)?;
         Ok(thread.join())
     })?;
-    let (done, mut index) = (done.into_inner(), 0);
-    seen.calls.retain(|call| {
-        index += 1;
-        index <= done || call.thread != seen.first
-    });
-    let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    Ok((result, seen))
+    Ok(result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
 /// Lays the filter on the calling thread, and gives the listener's descriptor, or the errno as a negative number below it.
@@ -96,8 +119,8 @@ fn listen() -> RawFd {
     }
 }
 
-/// Writes down and lets go on what the listener tells, until no thread is under the filter any more.
-fn attend(listener: RawFd, seen: &mut Observed, told: &AtomicUsize) -> io::Result<()> {
+/// Notes and lets go on what the listener tells, until no thread is under the filter any more.
+fn attend(listener: RawFd, mut note: impl FnMut(Call)) -> io::Result<()> {
     loop {
         let mut poll = libc::pollfd { fd: listener, events: libc::POLLIN, revents: 0 };
         // SAFETY: one pollfd is read and written.
@@ -115,14 +138,19 @@ fn attend(listener: RawFd, seen: &mut Observed, told: &AtomicUsize) -> io::Resul
                 error => return Err(error),
             }
         }
-        if seen.calls.is_empty() {
-            seen.first = notification.pid;
-        }
-        if seen.calls.len() < ROOM {
-            let number = i64::from(notification.data.nr);
-            seen.calls.push(Call { thread: notification.pid, number, arguments: notification.data.args });
-            told.store(seen.calls.len(), Ordering::Release);
-        }
+        let libc::seccomp_notif { pid: thread, data, .. } = notification;
+        let name = match (i64::from(data.nr), data.args) {
+            (libc::SYS_prctl, [option, name, ..])
+                if option == u64::from(libc::PR_SET_NAME.unsigned_abs()) =>
+            {
+                let name = std::ptr::with_exposed_provenance::<[u8; 16]>(usize::try_from(name).unwrap_or(0));
+                // SAFETY: the thread, which is of this process, gives the kernel a string there, and waits for us. Names
+                // are put into 16 bytes by the C library and by Rust's.
+                Some(unsafe { name.read_unaligned() })
+            }
+            _ => None,
+        };
+        note(Call { thread, number: data.nr.into(), arguments: data.args, name });
         let go_on = u32::try_from(libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE).unwrap_or_default();
         let mut answer = libc::seccomp_notif_resp { id: notification.id, val: 0, error: 0, flags: go_on };
         // SAFETY: the ioctl reads one answer. Where the thread is gone by now, nobody waits for it.

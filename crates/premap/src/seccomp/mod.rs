@@ -68,13 +68,15 @@ pub enum Mode {
     Background,
     /// [`working_set::Recorder`](crate::working_set::Recorder).
     Recorder,
+    /// `premap exec`, once, when the VMM opens KVM: the caller is the VMM's thread that does.
+    ExecStart,
     /// `premap exec`: the caller is any thread of the VMM, and the workers are all threads of the library preloaded.
     Exec,
 }
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Threads,
         Self::Foreground,
         Self::Vm,
@@ -82,6 +84,7 @@ impl Mode {
         Self::Pace,
         Self::Background,
         Self::Recorder,
+        Self::ExecStart,
         Self::Exec,
     ];
 
@@ -96,7 +99,7 @@ impl Mode {
     pub const fn base(self) -> Option<Self> {
         match self {
             Self::Threads | Self::Exec => None,
-            Self::Foreground | Self::Recorder => Some(Self::Threads),
+            Self::Foreground | Self::Recorder | Self::ExecStart => Some(Self::Threads),
             Self::Vm | Self::Gate | Self::Pace | Self::Background => Some(Self::Foreground),
         }
     }
@@ -168,13 +171,17 @@ impl Rule {
 pub fn rules(modes: &[Mode]) -> Vec<Rule> {
     let mut all: Vec<Rule> = Vec::new();
     for mode in modes {
-        for mode in std::iter::successors(Some(*mode), |mode| mode.base()) {
-            for rule in mode.adds() {
-                match all.iter_mut().find(|known| known.is_like(rule)) {
-                    Some(known) if rule.need == Need::Always => *known = *rule,
-                    Some(_) => {}
-                    None => all.push(*rule),
-                }
+        let chain = std::iter::successors(Some(*mode), |mode| mode.base());
+        let mut taken: Vec<Rule> = chain.flat_map(|mode| mode.adds()).copied().collect();
+        if *mode == Mode::Exec {
+            // The engine is called on a thread of the library's own.
+            taken.extend(rules(&[Mode::Vm]).into_iter().map(|rule| Rule { thread: Thread::Worker, ..rule }));
+        }
+        for rule in taken {
+            match all.iter_mut().find(|known| known.is_like(&rule)) {
+                Some(known) if rule.need == Need::Always => *known = rule,
+                Some(_) => {}
+                None => all.push(rule),
             }
         }
     }

@@ -30,6 +30,7 @@ const QUERY: Argument = request(PROCMAP_QUERY, "PROCMAP_QUERY");
 const POPULATE_READ: Argument = advice(libc::MADV_POPULATE_READ, "MADV_POPULATE_READ");
 const POPULATE_WRITE: Argument = advice(libc::MADV_POPULATE_WRITE, "MADV_POPULATE_WRITE");
 const DONTNEED: Argument = advice(libc::MADV_DONTNEED, "MADV_DONTNEED");
+const WIPEONFORK: Argument = advice(libc::MADV_WIPEONFORK, "MADV_WIPEONFORK");
 /// Newer than the C library's headers.
 const GUARD_INSTALL: Argument = advice(102, "MADV_GUARD_INSTALL");
 
@@ -41,6 +42,7 @@ const HEAP: Need = Sometimes("glibc's malloc, where a heap grows or shrinks");
 const CLOCK: Need = Sometimes("where the clock can't be read without a call");
 const RESTART: Need = Sometimes("after the process was stopped and continued");
 const GETPID: Need = Sometimes("glibc, to send a signal");
+const LOOK: Need = Sometimes("for `--report FILE`, and to see whether there is a filter");
 const CHECKED_CLOSE: Need = Sometimes("Rust's debug builds, before a close");
 
 const THREADS: &[Rule] = rules! {
@@ -133,8 +135,24 @@ const RECORDER: &[Rule] = rules! {
     Worker SYS_sched_yield: Sometimes("where both threads use their channel at once");
 };
 
+const EXEC_START: &[Rule] = rules! {
+    Caller SYS_madvise (WIPEONFORK);
+    Caller SYS_openat: LOOK;
+    Caller SYS_read: LOOK;
+    Caller SYS_close: LOOK;
+    Caller SYS_fcntl: Sometimes("for `--report fd:N`");
+};
+
 const EXEC: &[Rule] = rules! {
     Caller SYS_futex;
+    Caller SYS_mmap: HEAP;
+    Caller SYS_mprotect: HEAP;
+    Caller SYS_munmap: HEAP;
+    Caller SYS_brk: HEAP;
+    Worker SYS_openat;
+    Worker SYS_pread64;
+    Worker SYS_readlink;
+    Worker SYS_write;
 };
 
 pub(super) const fn adds(mode: Mode) -> &'static [Rule] {
@@ -146,6 +164,7 @@ pub(super) const fn adds(mode: Mode) -> &'static [Rule] {
         Mode::Pace => PACE,
         Mode::Background => BACKGROUND,
         Mode::Recorder => RECORDER,
+        Mode::ExecStart => EXEC_START,
         Mode::Exec => EXEC,
     }
 }

@@ -12,8 +12,9 @@ pub fn markdown() -> String {
     );
     for mode in Mode::ALL {
         let cell = |thread| {
-            let calls: Vec<_> = mode.adds().iter().filter(|rule| rule.thread == thread).map(cell).collect();
-            calls.join(", ")
+            let mut calls: Vec<_> = mode.adds().iter().filter(|rule| rule.thread == thread).collect();
+            calls.sort_by_key(|rule| matches!(rule.need, Need::Sometimes(_)));
+            calls.into_iter().map(call).collect::<Vec<_>>().join(", ")
         };
         let _ = writeln!(text, "| {} | {} | {} |", what(mode), cell(Thread::Caller), cell(Thread::Worker));
     }
@@ -34,11 +35,12 @@ const fn what(mode: Mode) -> &'static str {
         Mode::Pace => "`Engine::pace`, besides",
         Mode::Background => "`Engine::background`, besides that of `run`",
         Mode::Recorder => "`working_set::Recorder`, besides starting threads",
-        Mode::Exec => "`premap exec`, in all",
+        Mode::ExecStart => "`premap exec`, when the VMM opens KVM, besides starting threads",
+        Mode::Exec => "`premap exec`, then; and on its own threads all of `run` and `vm`",
     }
 }
 
-fn cell(rule: &Rule) -> String {
+fn call(rule: &Rule) -> String {
     let Rule { syscall, argument, need, .. } = rule;
     let call = match argument {
         Some(argument) => format!("`{}` {} {}", syscall.name, number(argument.value), argument.name),
@@ -104,7 +106,8 @@ mod tests {
     #[test]
     fn a_list_names_each_call_once_with_its_arguments() {
         let list = list(&rules(&[Mode::Foreground]));
-        assert!(list.starts_with("madvise 102, 4, 22 and 23, ioctl 0xc040aed5, "), "{list}");
+        let first = "ioctl 0xc040aed5, 0x8138ae83 and 0x4138ae84, madvise 22, 23, ";
+        assert!(list.starts_with(first), "{list}");
         assert_eq!(list.matches("futex").count(), 1, "{list}");
     }
 }
