@@ -17,9 +17,13 @@ use crate::plan::{DEFAULT_CHUNK, Plan};
 use crate::progress::Progress;
 use crate::report::{PageCounts, Report, Stage, Unsupported};
 use crate::run::{Run, Terms};
+use crate::tally::Tally;
 
 /// How long a call may take before the watchdog interrupts it, unless the caller says otherwise.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The most threads that only make memory present: more are not faster on any machine.
+const MAX_HOST_THREADS: usize = 1024;
 
 /// Which stages to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -156,6 +160,7 @@ impl<'a> Engine<'a> {
 
     /// How many threads make memory present on the host besides those of the lent vCPUs: none unless set. With
     /// [`Stages::Host`], where no vCPU has work, how many do in all: as many as vCPUs are lent, at least one, unless set.
+    /// No more than 1024 are started, whatever the number.
     ///
     /// One such thread beside a single vCPU lets the host stage of the next chunk overlap the second stage of this one.
     #[must_use]
@@ -177,13 +182,14 @@ impl<'a> Engine<'a> {
         let control = self.control(plan);
         let terms = self.settle(vcpus, &control)?;
         let vcpus = &mut vcpus[..terms.vcpus];
-        let run = Run::new(terms, plan.chunks(DEFAULT_CHUNK), &control);
+        let run = Run::new(terms, plan.pieces(), plan.chunk_bytes(DEFAULT_CHUNK), Tally::default(), &control);
         let mut report = run.work(vcpus, |progress| {
             if let Some(callback) = &mut self.progress {
                 callback(progress);
             }
         })?;
         report.pages = self.vm.and_then(|vm| vm.stats().ok()).map(|stats| PageCounts::from_stats(&stats));
+        report.wall_ns = control.meter.wall_ns();
         Ok(report)
     }
 
@@ -208,7 +214,8 @@ impl<'a> Engine<'a> {
             Stages::Both => self.host_threads.unwrap_or(0),
             Stages::Host => self.host_threads.unwrap_or(vcpus.len()).max(1),
             Stages::Second => 0,
-        };
+        }
+        .min(MAX_HOST_THREADS);
         Ok(Terms {
             stages: self.stages,
             patience: self.patience.unwrap_or(DEFAULT_PATIENCE),

@@ -76,6 +76,7 @@ mod clock;
 mod control;
 mod engine;
 mod gate;
+mod hole;
 mod host_stage;
 mod interrupt;
 mod memory;
