@@ -50,9 +50,12 @@ fn is_own(mode: Mode, rule: &Rule) -> bool {
 
 /// Whether this machine has what it takes to meet a rule.
 fn is_in_reach(rule: &Rule, kvm: Kvm) -> bool {
-    // Without KVM the first ioctl is ENOTTY, and what follows from its success is not done.
+    // Without KVM the first ioctl of each thread is ENOTTY, and what follows from its success is not done.
     let follows = ["read", "lseek", "statx", "close"].contains(&rule.syscall.name)
-        || rule.argument.is_some_and(|argument| argument.name == "KVM_SET_SREGS");
+        || match (rule.thread, rule.argument.map(|argument| argument.name)) {
+            (_, Some("KVM_SET_SREGS")) | (Thread::Caller, Some("KVM_PRE_FAULT_MEMORY")) => true,
+            _ => false,
+        };
     kvm == Kvm::Present || !follows
 }
 
