@@ -38,6 +38,7 @@
 //! themselves, as Rust's rustix does. VMMs on kvm-ioctls or on libc do not. What a process counted is lost when it ends by a signal or by `_exit`.
 
 mod descriptors;
+mod entry;
 mod events;
 mod helper;
 mod interpose;
@@ -47,9 +48,11 @@ mod next;
 mod phase;
 mod process;
 mod request;
+mod run_page;
 mod say;
 mod seccomp;
 mod signals;
 mod task;
+mod turn;
 mod vms;
 mod watch;

@@ -22,7 +22,9 @@ pub(crate) struct Task {
     pub(crate) vm: u32,
     pub(crate) run: u32,
     pub(crate) fd: RawFd,
+    /// The vCPUs that are lent.
     pub(crate) vcpus: Vec<RawFd>,
+    pub(crate) all_vcpus: Vec<RawFd>,
     pub(crate) counters: Vec<Arc<Counters>>,
     pub(crate) slots: Vec<Slot>,
     /// What earlier runs mapped.

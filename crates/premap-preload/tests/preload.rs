@@ -160,6 +160,22 @@ fn slots_that_change_all_the_while_neither_wait_for_a_run_nor_break_it() {
 }
 
 #[test]
+fn a_vcpu_that_is_called_back_while_it_waits_says_eintr_and_the_run_goes_on_at_the_next_entry() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("called-back", &Settings::default());
+    let mapped = events(&done, "mapped");
+    assert_eq!(mapped.len(), 3, "{:?}", done.events);
+    for event in &mapped[..2] {
+        let host = &event["report"]["host"];
+        assert!(host["abandoned"].as_u64().unwrap() > 0, "{event}");
+    }
+    check_mapped(mapped[2]);
+    assert_eq!(mapped[2]["vcpus"], 2, "vCPUs that never ran are lent");
+}
+
+#[test]
 fn a_fork_s_child_has_vms_of_its_own_and_its_parent_s_go_on() {
     if !kvm() {
         return;
@@ -203,6 +219,16 @@ fn a_vcpu_s_thread_under_a_strict_filter_does_nothing_that_kills_it() {
     let mapped = events(&done, "mapped");
     assert_eq!(mapped.len(), 1, "{:?} {}", done.events, done.stderr);
     check_mapped(mapped[0]);
+}
+
+#[test]
+fn what_is_said_is_never_written_on_a_thread_of_the_vmm() {
+    if !kvm() {
+        return;
+    }
+    // The filter of the vCPU's thread has no `write`.
+    let done = run_vmm("strict", &Settings { chunk: Some(5), ..Settings::default() });
+    assert!(done.stderr.contains("VM 1 is not mapped"), "{}", done.stderr);
 }
 
 #[test]
