@@ -56,7 +56,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// Reads a time with its unit: `500ms`, `2s`, `1.5s`.
+/// Reads a time with its unit: `500ms`, `2s`, `1.5m`, `1h`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let bad = || "not a time; write a number and its unit, as 500ms or 2s".to_owned();
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -65,6 +65,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "ms" => 1e-3,
         "s" => 1.0,
         "m" => 60.0,
+        "h" => 3600.0,
         _ => return Err(bad()),
     };
     let number: f64 = number.parse().map_err(|_| bad())?;
@@ -157,7 +158,9 @@ mod tests {
     fn times_need_a_unit_and_are_never_nothing() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1_500)));
-        for text in ["", "5", "ms", "-1s", "0s", "1h", "nans", "infs", "1e400s"] {
+        assert_eq!(duration("1m"), Ok(Duration::from_secs(60)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7_200)));
+        for text in ["", "5", "ms", "-1s", "0s", "1d", "1min", "nans", "infs", "1e400s"] {
             assert!(duration(text).unwrap_err().contains("500ms"), "{text}");
         }
     }

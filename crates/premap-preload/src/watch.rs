@@ -32,6 +32,8 @@ static DUE: AtomicBool = AtomicBool::new(false);
 
 /// How long something that is only told may hold the VMM up.
 const TELLING_LIMIT: Duration = Duration::from_secs(2);
+/// How long the process's exit waits for the run under way to end and be told: it was stopped.
+const LAST_RUN_LIMIT: Duration = Duration::from_millis(100);
 /// How long a thread waits before it looks again whether the library has stepped aside.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -128,9 +130,11 @@ pub(crate) fn exiting() {
     once(|| {
         let Some(process) = process::current() else { return };
         if !process::stepped_aside() {
+            process.vms().stop_all();
+            process.mapper.close();
+            process.mapper.wait_for_end(LAST_RUN_LIMIT);
             let mut vms = process.vms();
             let all = vms.take_all();
-            all.iter().for_each(|vm| vm.stop.stop());
             settle(process, vms);
             tell_ended(process, all);
         }
@@ -266,6 +270,7 @@ fn tell_ended(process: &Process, ended: Vec<Vm>) {
                 vm: vm.number,
                 runs: vm.timing.runs(),
                 vcpus: vm.vcpus_made,
+                account: vm.mapped.account,
                 faults: count.faults,
                 exits: count.exits,
             });

@@ -100,6 +100,23 @@ impl Machine {
         self.slots.push(memory);
     }
 
+    /// Puts Linux's boot parameters at 0, where a guest's registers point that says nothing else, with that RAM in them.
+    pub(crate) fn hand_over(&mut self, ram: &[(u64, u64)]) {
+        let mut page = [0_u8; 4096];
+        page[0x1e8] = u8::try_from(ram.len()).unwrap();
+        page[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+        page[0x202..0x206].copy_from_slice(b"HdrS");
+        for ((start, bytes), entry) in ram.iter().zip(page[0x2d0..].chunks_exact_mut(20)) {
+            entry[..8].copy_from_slice(&start.to_le_bytes());
+            entry[8..16].copy_from_slice(&bytes.to_le_bytes());
+            entry[16] = 1;
+        }
+        for (offset, byte) in (0..).zip(page) {
+            // SAFETY: the page lies inside the mapping, and no guest runs.
+            unsafe { self.slots[0].at(offset).write_volatile(byte) };
+        }
+    }
+
     /// Has the first vCPU's guest run to its end.
     pub(crate) fn run(&mut self) -> Result<(), kvm_ioctls::Error> {
         run_one(&mut self.vcpus[0], &self.slots[0])

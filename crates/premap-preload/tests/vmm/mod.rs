@@ -39,8 +39,23 @@ fn vmm() {
         "slots" => slots(&kvm),
         "churn" => {
             let mut machine = Machine::new(&kvm);
-            machine.add_slot(8 << 30, MUCH);
+            machine.add_slot(1 << 30, MUCH);
             machine.run_beside_changes(100);
+        }
+        "pool" => {
+            let mut machine = Machine::new(&kvm);
+            machine.add_slot(4 << 30, BYTES);
+            machine.add_slot(8 << 30, MUCH);
+            machine.hand_over(&[(0, BYTES), (4 << 30, BYTES)]);
+            run(&mut machine);
+            println!("present: {}", machine::present());
+        }
+        "pool-untold" => {
+            let mut machine = Machine::new(&kvm);
+            machine.add_slot(1 << 30, BYTES);
+            machine.add_slot(8 << 30, MUCH);
+            run(&mut machine);
+            println!("present: {}", machine::present());
         }
         "called-back" => called_back(&kvm),
         "fork" => fork(&kvm),
