@@ -111,7 +111,10 @@ mod tests {
         unsafe { base.wrapping_byte_add(2 * 4096).cast::<u8>().write_volatile(1) };
         let start = base.addr() as u64;
         match copied(start..start + len as u64) {
-            Ok(found) => assert_eq!(found, [start + 2 * 4096..start + 3 * 4096]),
+            Ok(found) => {
+                let copy = start + 2 * 4096..start + 3 * 4096;
+                assert_eq!((found.first(), found.len()), (Some(&copy), 1));
+            }
             Err(errno) => eprintln!("skipped: this kernel has no PAGEMAP_SCAN: {errno}"),
         }
         // SAFETY: the mapping is the test's own and nothing refers to it any more.
