@@ -17,6 +17,7 @@ use crate::plan::{DEFAULT_CHUNK, Plan};
 use crate::progress::Progress;
 use crate::report::{PageCounts, Report, Stage, Unsupported};
 use crate::run::{Run, Terms};
+use crate::tally::Tally;
 
 /// How long a call may take before the watchdog interrupts it, unless the caller says otherwise.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(1);
@@ -177,13 +178,14 @@ impl<'a> Engine<'a> {
         let control = self.control(plan);
         let terms = self.settle(vcpus, &control)?;
         let vcpus = &mut vcpus[..terms.vcpus];
-        let run = Run::new(terms, plan.chunks(DEFAULT_CHUNK), &control);
+        let run = Run::new(terms, plan.pieces(), plan.chunk_bytes(DEFAULT_CHUNK), Tally::default(), &control);
         let mut report = run.work(vcpus, |progress| {
             if let Some(callback) = &mut self.progress {
                 callback(progress);
             }
         })?;
         report.pages = self.vm.and_then(|vm| vm.stats().ok()).map(|stats| PageCounts::from_stats(&stats));
+        report.wall_ns = control.meter.wall_ns();
         Ok(report)
     }
 

@@ -152,7 +152,7 @@ mod tests {
         let clock = Clock::new();
         let stage = HostStage { control: &control, clock: &clock, patience: Duration::from_secs(1) };
         let mut tally = Tally::default();
-        let chunk = plan.chunks(1 << 20).next().unwrap();
+        let chunk = Chunk::whole(plan.regions()[0]);
         let populated = stage.run(Numbered { place: 0, chunk }, &mut tally);
         let mut report = crate::Report { asked: plan.bytes(), ..Default::default() };
         tally.write(&mut report);
@@ -213,7 +213,7 @@ mod tests {
         let clock = Clock::new();
         let stage = HostStage { control: &control, clock: &clock, patience: Duration::from_secs(1) };
         let mut tally = Tally::default();
-        let chunk = plan.chunks(1 << 20).next().unwrap();
+        let chunk = Chunk::whole(plan.regions()[0]);
         let populated = stage.run(Numbered { place: 0, chunk }, &mut tally);
         assert_eq!(populated.absent, [(head, Reason::NoMemslot), (tail, Reason::NoMemslot)]);
         let mut report = crate::Report::default();

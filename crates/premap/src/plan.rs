@@ -95,18 +95,23 @@ impl Plan {
         self.regions.iter().fold(0, |sum, region| sum.saturating_add(region.range.bytes()))
     }
 
-    /// The plan's chunks in order, of `default` bytes unless the caller chose a size.
-    pub(crate) fn chunks(&self, default: u64) -> impl Iterator<Item = Chunk> + '_ {
-        let bytes = self.chunk.unwrap_or(default);
-        self.regions.iter().flat_map(move |region| {
-            let mut rest = Some(Chunk::whole(*region));
-            std::iter::from_fn(move || {
-                let (chunk, after) = rest?.cut(bytes);
-                rest = after;
-                Some(chunk)
-            })
-        })
+    /// The plan's regions as pieces, in order.
+    pub(crate) fn pieces(&self) -> Vec<Piece> {
+        (0..).zip(&self.regions).map(|(place, region)| Piece { place, region: *region }).collect()
     }
+
+    /// How large a chunk is: `default` bytes unless the caller chose a size.
+    pub(crate) fn chunk_bytes(&self, default: u64) -> u64 {
+        self.chunk.unwrap_or(default)
+    }
+}
+
+/// What a run is to map of one region of the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// The region's place in the plan.
+    pub(crate) place: u64,
+    pub(crate) region: Region,
 }
 
 fn check(region: Region) -> Result<Region, PlanError> {
@@ -124,7 +129,7 @@ fn check(region: Region) -> Result<Region, PlanError> {
     }
 }
 
-/// A piece of one region, small enough for one call.
+/// A part of one region, small enough for one call, unless it is what is left of the region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
     pub(crate) range: GpaRange,
@@ -134,12 +139,12 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
-    const fn whole(Region { range, host, backing, touch }: Region) -> Self {
+    pub(crate) const fn whole(Region { range, host, backing, touch }: Region) -> Self {
         Self { range, host, backing, touch }
     }
 
     /// Cuts off the first `bytes` or a little less, so that the cut lies on a boundary that keeps pages whole.
-    fn cut(self, bytes: u64) -> (Self, Option<Self>) {
+    pub(crate) fn cut(self, bytes: u64) -> (Self, Option<Self>) {
         let unit = self.backing.unit().max(PAGE_SIZE);
         let wanted = bytes.max(unit);
         let target = self.range.start().raw().saturating_add(wanted);
@@ -189,12 +194,17 @@ mod tests {
     #[track_caller]
     fn check_cuts(regions: &[Region], chunk: u64, expected: &[(u64, u64)]) {
         let plan = Plan::new(regions.iter().copied()).unwrap().with_chunk(chunk).unwrap();
-        let cuts: Vec<_> =
-            plan.chunks(DEFAULT_CHUNK).map(|c| (c.range.start().raw(), c.range.bytes())).collect();
-        assert_eq!(cuts, expected);
-        for chunk in plan.chunks(DEFAULT_CHUNK) {
-            assert_eq!(chunk.host.raw() - chunk.range.start().raw(), 0x7f00_0000_0000);
+        let mut cuts = Vec::new();
+        for piece in plan.pieces() {
+            let mut rest = Some(Chunk::whole(piece.region));
+            while let Some(whole) = rest {
+                let (chunk, after) = whole.cut(plan.chunk_bytes(DEFAULT_CHUNK));
+                assert_eq!(chunk.host.raw() - chunk.range.start().raw(), 0x7f00_0000_0000);
+                cuts.push((chunk.range.start().raw(), chunk.range.bytes()));
+                rest = after;
+            }
         }
+        assert_eq!(cuts, expected);
     }
 
     #[test]

@@ -36,6 +36,11 @@ impl Meter {
         self.begin
     }
 
+    /// How long ago the run began.
+    pub(crate) fn wall_ns(&self) -> u64 {
+        nanos(self.begin.elapsed())
+    }
+
     pub(crate) fn pass(&self, stage: Stage, bytes: u64) {
         self.through[stage as usize].fetch_add(bytes, Ordering::Relaxed);
     }
@@ -44,4 +49,8 @@ impl Meter {
         let [host, second] = [0, 1].map(|stage: usize| self.through[stage].load(Ordering::Relaxed));
         Progress { asked: self.asked, host, second, elapsed: self.begin.elapsed() }
     }
+}
+
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

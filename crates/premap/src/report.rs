@@ -214,7 +214,7 @@ pub struct Report {
     pub host: StageReport,
     /// The second stage.
     pub second: StageReport,
-    /// From the first call to the last return.
+    /// All that the caller waited for; of a run in the background, from its beginning to its end.
     pub wall_ns: u64,
     /// What was not mapped, in the plan's order; neighbours with one reason are one entry.
     pub unmapped: Vec<Unmapped>,

@@ -25,8 +25,8 @@ use crate::interrupt::Interrupt;
 use crate::muster::Muster;
 use crate::pace::{Pace, Pacer};
 use crate::pipeline::{Job, Pipeline};
-use crate::plan::Chunk;
-use crate::progress::Progress;
+use crate::plan::Piece;
+use crate::progress::{Progress, nanos};
 use crate::report::{Fate, Reason, Report, Stage, Unsupported};
 use crate::second_stage::{SecondStage, Usable};
 use crate::tally::{Numbered, Tally};
@@ -57,22 +57,31 @@ pub(crate) struct Terms {
 }
 
 /// What the threads of one run share.
-pub(crate) struct Run<'a, I> {
+pub(crate) struct Run<'a> {
     terms: Terms,
     control: &'a Control,
     clock: Clock,
     pacer: Pacer,
-    pipeline: Pipeline<I>,
+    pipeline: Pipeline,
     watched: Vec<Worker>,
     /// vCPU workers that have not given up.
     usable: AtomicUsize,
     /// Threads that have not ended.
     at_work: AtomicUsize,
     muster: Muster,
+    /// What was lost before the run began.
+    lost: Tally,
 }
 
-impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
-    pub(crate) fn new(terms: Terms, chunks: I, control: &'a Control) -> Self {
+impl<'a> Run<'a> {
+    /// A run of these pieces in chunks of `chunk_bytes`; `lost` is what of the plan is in none of them, and why.
+    pub(crate) fn new(
+        terms: Terms,
+        pieces: Vec<Piece>,
+        chunk_bytes: u64,
+        lost: Tally,
+        control: &'a Control,
+    ) -> Self {
         let Terms { vcpus, host_threads, bytes, pace, interrupt, .. } = terms;
         let room = host_threads + vcpus.max(1) * CHUNKS_AHEAD;
         let workers = interrupt.into_iter().flat_map(|interrupt| (0..vcpus).map(move |_| interrupt));
@@ -80,11 +89,12 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
             control,
             clock: Clock::new(),
             pacer: Pacer::new(pace),
-            pipeline: Pipeline::new(chunks, bytes, room),
+            pipeline: Pipeline::new(pieces, chunk_bytes, bytes, room),
             watched: workers.map(Worker::new).collect(),
             usable: AtomicUsize::new(vcpus),
             at_work: AtomicUsize::new(0),
             muster: Muster::default(),
+            lost,
             terms,
         }
     }
@@ -95,7 +105,7 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
         vcpus: &mut [V],
         progress: impl FnMut(&Progress),
     ) -> Result<Report, Error> {
-        let mut tally = std::thread::scope(|scope| {
+        let theirs = std::thread::scope(|scope| {
             let mut threads: Vec<ScopedJoinHandle<'_, Tally>> = Vec::new();
             let run = &self;
             let hosts = (0..run.terms.host_threads).map(|number| {
@@ -129,15 +139,17 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
             }
             Ok(tally)
         })?;
-        let wall = self.control.meter.begin().elapsed();
         let times = [Stage::Host, Stage::Second].map(|stage| self.clock.read(stage));
+        let mut tally = self.lost;
+        tally.merge(theirs);
         self.pipeline.lose_rest(self.control, self.terms.stages, &mut tally);
         let asked = self.control.meter.read().asked;
-        let mut report = Report { asked, wall_ns: nanos(wall), ..Report::default() };
+        let mut report = Report { asked, ..Report::default() };
         tally.write(&mut report);
         for (stage, (share, busy)) in [&mut report.host, &mut report.second].into_iter().zip(times) {
             (stage.ns, stage.busy_ns) = (nanos(share), nanos(busy));
         }
+        report.wall_ns = self.control.meter.wall_ns();
         Ok(report)
     }
 
@@ -147,7 +159,7 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
         self.muster.wait_for(threads, || self.control.ended().is_some());
     }
 
-    fn host_worker(&self, _shift: Shift<'_, 'a, I>) -> Tally {
+    fn host_worker(&self, _shift: Shift<'_, 'a>) -> Tally {
         self.begin_together();
         let mut tally = Tally::default();
         self.populate_rest(&mut tally);
@@ -195,7 +207,7 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
         self.pipeline.put(place, ready);
     }
 
-    fn vcpu_worker<V: Vcpu>(&self, worker: &Worker, vcpu: &mut V, _shift: Shift<'_, 'a, I>) -> Tally {
+    fn vcpu_worker<V: Vcpu>(&self, worker: &Worker, vcpu: &mut V, _shift: Shift<'_, 'a>) -> Tally {
         self.begin_together();
         let mut tally = Tally::default();
         let mut stage = SecondStage {
@@ -262,7 +274,7 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
     }
 
     /// Counts a thread as at work from before it starts until its [`Shift`] is dropped.
-    fn begin_shift(&self) -> Shift<'_, 'a, I> {
+    fn begin_shift(&self) -> Shift<'_, 'a> {
         self.at_work.fetch_add(1, Ordering::Relaxed);
         Shift(self)
     }
@@ -271,9 +283,9 @@ impl<'a, I: Iterator<Item = Chunk> + Send> Run<'a, I> {
 type Body<'scope> = Box<dyn FnOnce() -> Tally + Send + 'scope>;
 
 /// A thread's time at work. Where it ends by a panic, so does the run, and nobody waits for what it had in hand.
-struct Shift<'r, 'a, I: Iterator<Item = Chunk> + Send>(&'r Run<'a, I>);
+struct Shift<'r, 'a>(&'r Run<'a>);
 
-impl<I: Iterator<Item = Chunk> + Send> Drop for Shift<'_, '_, I> {
+impl Drop for Shift<'_, '_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.control.declare_dead();
@@ -282,8 +294,4 @@ impl<I: Iterator<Item = Chunk> + Send> Drop for Shift<'_, '_, I> {
         self.0.at_work.fetch_sub(1, Ordering::Release);
         self.0.control.bell.ring();
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

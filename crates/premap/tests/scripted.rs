@@ -1,14 +1,16 @@
 //! The engine's answer to every errno, on a vCPU that says what the test tells it to.
 //!
 //! Only the second stage runs, so that no memory is needed behind the addresses.
+// UNSAFETY: implements a trait with unsafe methods; none is called.
+#![expect(unsafe_code, reason = "the trait's methods are unsafe to call")]
 
 use std::time::{Duration, Instant};
 
 use premap::{
     Backing, Budget, Engine, Fate, Gpa, GpaRange, Hva, Plan, Reason, Region, Report, Stages, Stop, Touch,
 };
-use premap_kvm::abi::kvm_pre_fault_memory;
-use premap_kvm::{Errno, Stats, Vcpu};
+use premap_kvm::abi::{kvm_enable_cap, kvm_pre_fault_memory, kvm_userspace_memory_region};
+use premap_kvm::{Errno, Stats, Vcpu, Vm};
 
 const PAGE: u64 = 4096;
 
@@ -210,6 +212,72 @@ fn stop_and_deadline_interrupt_a_call_under_way() {
     let report = run(engine, 1024, 1, spins_at);
     assert_eq!(lost(&report, |reason| reason == Reason::Deadline).collect::<Vec<_>>(), [(20, 1004)]);
     assert_eq!(report.abandoned(premap::Stage::Second).map(GpaRange::pages).sum::<u64>(), 1004);
+}
+
+#[test]
+fn what_a_stop_leaves_undone_costs_neither_time_nor_memory_however_large_the_plan() {
+    let region = |start: u64| Region {
+        range: GpaRange::new(Gpa::new(start), 16 << 40),
+        host: Hva::new(PAGE),
+        backing: Backing::Anonymous,
+        touch: Touch::Write,
+    };
+    // The first lies behind the second: the order is the plan's.
+    let plan = Plan::new([region(32 << 40), region(0)]).and_then(|plan| plan.with_chunk(PAGE)).unwrap();
+    let budget = |bytes| Budget { bytes: Some(bytes), deadline: None };
+    let stopped = Stop::new();
+    stopped.stop();
+    for (engine, done, why) in [
+        (Engine::new().budget(budget(3 * PAGE)), 3 * PAGE, Reason::Budget),
+        (Engine::new().stop(&stopped), 0, Reason::Stopped),
+    ] {
+        let script = |_| Page::Maps;
+        let report = engine
+            .stages(Stages::Second)
+            .run(&plan, &mut [Scripted { script, tries: 0, stale: false }])
+            .expect("a vCPU was lent");
+        assert_eq!((report.second.mapped, report.second.bytes()), (done, 32 << 40), "{report:?}");
+        let left: Vec<_> = report.unmapped.iter().filter(|lost| lost.reason == why).collect();
+        let starts = left.iter().map(|lost| lost.range.start().raw()).collect::<Vec<_>>();
+        assert_eq!(starts, [(32 << 40) + done, 0], "{report:?}");
+        // Chunk by chunk, it would be eight thousand million.
+        assert!(report.unmapped.len() <= 5, "{report:?}");
+    }
+}
+
+/// A VM whose statistics take their time.
+struct SlowVm;
+
+impl Vm for SlowVm {
+    fn check_extension(&self, _: u32) -> premap_kvm::Result<u32> {
+        Ok(1)
+    }
+
+    fn enable_cap(&self, _: &kvm_enable_cap) -> premap_kvm::Result<()> {
+        Err(Errno::INVAL)
+    }
+
+    unsafe fn set_user_memory_region(&self, _: &kvm_userspace_memory_region) -> premap_kvm::Result<()> {
+        Err(Errno::INVAL)
+    }
+
+    unsafe fn get_dirty_log(&self, _: u32, _: &mut [u64]) -> premap_kvm::Result<()> {
+        Err(Errno::NOENT)
+    }
+
+    fn stats(&self) -> premap_kvm::Result<Stats> {
+        std::thread::sleep(Duration::from_millis(20));
+        Ok(Stats::default())
+    }
+}
+
+#[test]
+fn the_wall_clock_time_is_all_that_the_caller_waited_for() {
+    let begin = Instant::now();
+    let report = run(Engine::new().vm(&SlowVm), 32, 1, |_| Page::Maps);
+    assert!(report.pages.is_some());
+    let wall = Duration::from_nanos(report.wall_ns);
+    assert!(wall >= Duration::from_millis(20) && wall <= begin.elapsed(), "{report:?}");
 }
 
 #[test]
