@@ -91,8 +91,9 @@ impl Engine<'_> {
         let shared = Arc::clone(&control);
         let body = move || {
             let vcpus = &mut spare[..terms.vcpus];
-            Run::new(terms, plan.pieces(), plan.chunk_bytes(BACKGROUND_CHUNK), Tally::default(), &shared)
-                .work(vcpus, |_| {})
+            let mut lost = Tally::default();
+            let pieces = terms.room.fit(plan.pieces(), terms.stages, &mut lost);
+            Run::new(terms, pieces, plan.chunk_bytes(BACKGROUND_CHUNK), lost, &shared).work(vcpus, |_| {})
         };
         Ok((control, body))
     }

@@ -16,6 +16,7 @@ use crate::pace::Pace;
 use crate::plan::{DEFAULT_CHUNK, Plan};
 use crate::progress::Progress;
 use crate::report::{PageCounts, Report, Stage, Unsupported};
+use crate::room::Room;
 use crate::run::{Run, Terms};
 use crate::tally::Tally;
 
@@ -178,7 +179,9 @@ impl<'a> Engine<'a> {
         let control = self.control(plan);
         let terms = self.settle(vcpus, &control)?;
         let vcpus = &mut vcpus[..terms.vcpus];
-        let run = Run::new(terms, plan.pieces(), plan.chunk_bytes(DEFAULT_CHUNK), Tally::default(), &control);
+        let mut lost = Tally::default();
+        let pieces = terms.room.fit(plan.pieces(), terms.stages, &mut lost);
+        let run = Run::new(terms, pieces, plan.chunk_bytes(DEFAULT_CHUNK), lost, &control);
         let mut report = run.work(vcpus, |progress| {
             if let Some(callback) = &mut self.progress {
                 callback(progress);
@@ -218,6 +221,7 @@ impl<'a> Engine<'a> {
             interrupt,
             unsupported,
             bytes: self.budget.bytes,
+            room: Room::new(&self.budget),
             host_threads,
             vcpus: if second { vcpus.len() } else { 0 },
         })

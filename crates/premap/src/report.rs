@@ -4,6 +4,7 @@
 //! is listed with its range and its [`Reason`], in the plan's order, so that a caller can go on from there.
 
 use premap_address::GpaRange;
+use premap_address_space::limits::LimitKind;
 use premap_kvm::Errno;
 use serde::{Serialize, Serializer};
 
@@ -47,6 +48,9 @@ pub enum Reason {
     Errno(#[serde(serialize_with = "errno_name")] Errno),
     /// The byte budget was used up.
     Budget,
+    /// They did not fit into what memory there is to take ([`HostMemory`](crate::HostMemory)), for this limit, which
+    /// [`Report::limit`] names. Where memory is freed, another run finds room.
+    HostMemory(#[serde(serialize_with = "limit_name")] LimitKind),
     /// The deadline had passed.
     Deadline,
     /// [`Stop`](crate::Stop) was used.
@@ -67,9 +71,13 @@ impl Reason {
         match self {
             Self::NotAsked | Self::NoMemslot | Self::HostStageFailed | Self::Unsupported(_) => Fate::Skipped,
             Self::Errno(_) => Fate::Failed,
-            Self::Budget | Self::Deadline | Self::Stopped | Self::Busy | Self::NoProgress | Self::VmDead => {
-                Fate::Abandoned
-            }
+            Self::Budget
+            | Self::HostMemory(_)
+            | Self::Deadline
+            | Self::Stopped
+            | Self::Busy
+            | Self::NoProgress
+            | Self::VmDead => Fate::Abandoned,
         }
     }
 }
@@ -83,6 +91,7 @@ impl std::fmt::Display for Reason {
             Self::Unsupported(why) => why.fmt(f),
             Self::Errno(errno) => errno.fmt(f),
             Self::Budget => f.write_str("the byte budget was used up"),
+            Self::HostMemory(limit) => write!(f, "it does not fit into {limit}"),
             Self::Deadline => f.write_str("the deadline passed"),
             Self::Stopped => f.write_str("the run was stopped"),
             Self::Busy => f.write_str("KVM stayed busy (EAGAIN)"),
@@ -218,6 +227,8 @@ pub struct Report {
     pub wall_ns: u64,
     /// What was not mapped, in the plan's order; neighbours with one reason are one entry.
     pub unmapped: Vec<Unmapped>,
+    /// The limit for which memory was left out or the run ended ([`Reason::HostMemory`]): its name, and its size.
+    pub limit: Option<String>,
     /// KVM's mappings by size after the run, where the engine was given the VM.
     pub pages: Option<PageCounts>,
 }
@@ -236,6 +247,10 @@ impl Report {
             .filter(move |lost| lost.stage == stage && lost.reason.fate() == Fate::Abandoned)
             .map(|lost| lost.range)
     }
+}
+
+fn limit_name<S: Serializer>(limit: &LimitKind, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(limit.name())
 }
 
 fn errno_name<S: Serializer>(errno: &Errno, serializer: S) -> Result<S::Ok, S::Error> {

@@ -28,6 +28,7 @@ use crate::pipeline::{Job, Pipeline};
 use crate::plan::Piece;
 use crate::progress::{Progress, nanos};
 use crate::report::{Fate, Reason, Report, Stage, Unsupported};
+use crate::room::Room;
 use crate::second_stage::{SecondStage, Usable};
 use crate::tally::{Numbered, Tally};
 use crate::watchdog::Worker;
@@ -51,6 +52,8 @@ pub(crate) struct Terms {
     pub(crate) interrupt: Option<Interrupt>,
     pub(crate) unsupported: Unsupported,
     pub(crate) bytes: Option<u64>,
+    /// How much memory there is to take.
+    pub(crate) room: Room,
     pub(crate) host_threads: usize,
     /// How many vCPUs have work.
     pub(crate) vcpus: usize,
@@ -142,6 +145,9 @@ impl<'a> Run<'a> {
         let times = [Stage::Host, Stage::Second].map(|stage| self.clock.read(stage));
         let mut tally = self.lost;
         tally.merge(theirs);
+        if let Some(limit) = self.control.short_of() {
+            tally.limit.get_or_insert_with(|| limit.to_string());
+        }
         self.pipeline.lose_rest(self.control, self.terms.stages, &mut tally);
         let asked = self.control.meter.read().asked;
         let mut report = Report { asked, ..Report::default() };
@@ -247,6 +253,7 @@ impl<'a> Run<'a> {
     /// Watches until every thread has ended.
     fn watch(&self, mut progress: impl FnMut(&Progress)) {
         let mut told = Instant::now();
+        let mut room = self.terms.room.watch();
         let begin = self.control.meter.begin();
         while self.at_work.load(Ordering::Acquire) > 0 {
             let ended = self.control.ended().is_some();
@@ -256,7 +263,10 @@ impl<'a> Run<'a> {
                 self.wake();
             }
             self.watched.iter().for_each(|worker| worker.interrupt_after(limit, begin));
-            self.control.bell.wait(every);
+            self.control.bell.wait(room.wait().map_or(every, |wait| wait.min(every)));
+            if let Some(limit) = room.look() {
+                self.control.run_short(limit);
+            }
             if told.elapsed() >= PROGRESS_EVERY {
                 progress(&self.control.meter.read());
                 told = Instant::now();

@@ -78,7 +78,7 @@ pub struct Limit {
 }
 
 /// The margin for what is not foreseen: a sixteenth, but no less than this,
-const MARGIN_LEAST: u64 = 16 << 20;
+const MARGIN_LEAST: u64 = 32 << 20;
 /// and no more than this.
 const MARGIN_MOST: u64 = 1 << 30;
 

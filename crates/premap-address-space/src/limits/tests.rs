@@ -157,7 +157,7 @@ fn hugetlb_cgroups_of_both_versions_are_read_and_reservations_bound_new_mappings
 fn a_margin_is_left_of_every_size_of_limit() {
     let spare = |bytes| Limit { kind: LimitKind::Cgroup, path: None, bytes, left: bytes }.spare();
     assert_eq!(spare(8 * MIB), 0);
-    assert_eq!(spare(200 * MIB), 184 * MIB);
+    assert_eq!(spare(200 * MIB), 168 * MIB);
     assert_eq!(spare(1 << 30), (1 << 30) - 64 * MIB);
     assert_eq!(spare(1 << 40), (1 << 40) - (1 << 30));
 }
