@@ -57,6 +57,8 @@ fn a_run_without_a_thread_for_each_vcpu_says_so_and_ends() {
             &["thread", "os error 11", "ulimit -u", "pids.max"],
         );
     }
+    // The engine may have taken what threads there are.
+    refused(4, "run --backend soft --memory 4M --vcpus 8 --strategy background", &["thread", "os error 11"]);
     let done = limited(1, "run --backend soft --memory 4M --strategy demand");
     let stderr = String::from_utf8_lossy(&done.stderr);
     assert!(stderr.contains("demand: 1 vCPU needs a thread, "), "{stderr}");
