@@ -70,16 +70,20 @@
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
+mod alarm;
 mod background;
 mod bell;
 mod budget;
 mod clock;
 mod control;
+mod dirty_log;
 mod engine;
+mod forgotten;
 mod gate;
 mod hole;
 mod host_stage;
 mod interrupt;
+mod mappings;
 mod memory;
 mod muster;
 mod pace;
@@ -90,6 +94,7 @@ mod progress;
 mod report;
 mod run;
 mod second_stage;
+mod survey;
 mod tally;
 #[cfg(feature = "td")]
 pub mod td;
@@ -107,4 +112,4 @@ pub use pace::Pace;
 pub use plan::{BACKGROUND_CHUNK, DEFAULT_CHUNK, Plan, PlanError};
 pub use premap_address::{Gpa, GpaRange, Hva, PageSize, RangeError};
 pub use progress::Progress;
-pub use report::{Fate, PageCounts, Reason, Report, Stage, StageReport, Unmapped, Unsupported};
+pub use report::{BlamedFile, Fate, PageCounts, Reason, Report, Stage, StageReport, Unmapped, Unsupported};
