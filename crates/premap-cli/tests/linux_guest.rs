@@ -1,9 +1,10 @@
-//! `--console` has what a Linux guest's console showed, also where its vCPU died.
+//! Linux guests that come to a bad end: what their console showed is kept, and one line says why.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod command;
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use command::premap;
 
@@ -30,13 +31,24 @@ fn dying_kernel() -> Vec<u8> {
     file
 }
 
+/// Where a file of this test's own lies.
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+fn has_kvm() -> bool {
+    let opened = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+    if let Err(error) = &opened {
+        eprintln!("skipped: /dev/kvm: {error}");
+    }
+    opened.is_ok()
+}
+
 #[test]
 fn a_guest_whose_vcpu_dies_leaves_its_console() {
-    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
-        eprintln!("skipped: /dev/kvm: {error}");
+    if !has_kvm() {
         return;
     }
-    let path = |name| PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     let (kernel, console) = (path("dying.bzImage"), path("dying.console"));
     let _ = std::fs::remove_file(&console);
     std::fs::write(&kernel, dying_kernel()).unwrap();
@@ -49,4 +61,24 @@ fn a_guest_whose_vcpu_dies_leaves_its_console() {
     assert!(done.stderr.contains("demand: vCPU 0 left the guest: "), "{}", done.stderr);
     assert!(done.stderr.trim_end().ends_with("its last line: hi"), "{}", done.stderr);
     assert_eq!(std::fs::read_to_string(&console).unwrap(), "hi");
+}
+
+#[test]
+fn a_linux_guest_without_a_thread_for_each_vcpu_says_so_and_ends() {
+    if !has_kvm() {
+        return;
+    }
+    let kernel = path("threads.bzImage");
+    std::fs::write(&kernel, dying_kernel()).unwrap();
+    let run = "run --guest linux --backend kvm --memory 64M --vcpus 2 --strategy demand --kernel";
+    let done = Command::new(env!("CARGO_BIN_EXE_premap"))
+        .args(run.split(' '))
+        .arg(&kernel)
+        // A stack that no address space has room for: no thread can be started, whoever asks.
+        .env("RUST_MIN_STACK", (1_u64 << 47).to_string())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(done.stderr).unwrap();
+    assert_eq!((done.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
+    assert!(stderr.contains("2 vCPUs need a thread each, and after 0 the host gave no more"), "{stderr}");
 }
