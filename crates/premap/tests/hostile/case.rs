@@ -151,7 +151,7 @@ fn pace(random: &mut Random, bytes: u64) -> Pace {
 fn budget(random: &mut Random, plan: u64) -> Budget {
     let bytes = random.often(200).then(|| random.below(plan + 2 * PAGE));
     let deadline = random.often(200).then(|| Instant::now() + Duration::from_micros(random.below(2000)));
-    Budget { bytes, deadline, ..Budget::default() }
+    Budget { bytes, deadline }
 }
 
 /// What a VMM does meanwhile, on another thread.

@@ -165,7 +165,7 @@ impl Vcpu for Hostile {
             range.size -= done;
         }
         range.gpa = begin.wrapping_add(done);
-        let claimed = if range.gpa > begin { range.gpa - begin } else { 0 };
+        let claimed = range.gpa.saturating_sub(begin);
         self.kvm.claimed.fetch_add(claimed.min(1 << 40), Ordering::Relaxed);
         result
     }

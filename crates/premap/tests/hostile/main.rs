@@ -3,9 +3,9 @@
 //! Every run ends within its bound, whatever is done to it; every report accounts for every byte, once a stage; and no thread or
 //! descriptor is left. Cases are made up from their seeds. `PREMAP_HOSTILE_SEED=N` tries one case alone, and
 //! `PREMAP_HOSTILE_RUNS=N` sets how many are tried.
+#![cfg(feature = "td")]
 // UNSAFETY: implements a trait with unsafe methods; none is called.
 #![expect(unsafe_code, reason = "the trait's methods are unsafe to call")]
-#![cfg(feature = "td")]
 
 mod case;
 mod kvm;
