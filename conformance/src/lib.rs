@@ -48,6 +48,7 @@ macro_rules! test_every_scenario {
             roles: every_mode_leads_to_every_other,
             dirty_log: logging_splits_huge_pages_and_its_end_brings_them_back,
             dirty_log: a_mapping_that_is_there_is_made_anew_only_before_6_13,
+            dirty_log: memory_that_is_told_to_be_logged_stays_clean,
             errnos: bad_arguments_are_refused_before_anything_is_looked_up,
             errnos: no_slot_is_enoent_and_noted_as_a_device,
             errnos: above_the_processors_addresses_nothing_is_noted,

@@ -16,6 +16,8 @@
 //! shared mapping or a private page that is ours alone. The zero page, the page cache under a private file mapping and
 //! pages shared by fork or KSM are present but not writable: a write must copy them first.
 
+mod file;
+mod file_systems;
 mod mappings;
 mod pages;
 mod present;
@@ -31,7 +33,7 @@ pub use mappings::PROCMAP_QUERY;
 pub use pages::Exclusivity;
 pub use present::present;
 pub use scan::PAGEMAP_SCAN;
-pub use smaps::{Area, Kind, areas};
+pub use smaps::{Area, Kind, MappedFile, areas};
 
 /// What the host has at a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,7 +16,6 @@ use crate::plan::{BACKGROUND_CHUNK, Plan};
 use crate::progress::Progress;
 use crate::report::Report;
 use crate::run::Run;
-use crate::tally::Tally;
 
 const NAME: &str = "premap-watch";
 
@@ -91,8 +90,7 @@ impl Engine<'_> {
         let shared = Arc::clone(&control);
         let body = move || {
             let vcpus = &mut spare[..terms.vcpus];
-            Run::new(terms, plan.pieces(), plan.chunk_bytes(BACKGROUND_CHUNK), Tally::default(), &shared)
-                .work(vcpus, |_| {})
+            Run::new(terms, &plan, BACKGROUND_CHUNK, &shared).work(vcpus, |_| {})
         };
         Ok((control, body))
     }

@@ -5,11 +5,13 @@
 use std::ffi::c_int;
 use std::time::Duration;
 
+use premap_address::GpaRange;
 use premap_kvm::probe::{self, PreFault};
 use premap_kvm::{Vcpu, Vm};
 
 use crate::budget::{Budget, Stop};
 use crate::control::Control;
+use crate::dirty_log::DirtyLogged;
 use crate::gate::Gate;
 use crate::interrupt::Interrupt;
 use crate::pace::Pace;
@@ -17,7 +19,6 @@ use crate::plan::{DEFAULT_CHUNK, Plan};
 use crate::progress::Progress;
 use crate::report::{PageCounts, Report, Stage, Unsupported};
 use crate::run::{Run, Terms};
-use crate::tally::Tally;
 
 /// How long a call may take before the watchdog interrupts it, unless the caller says otherwise.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(1);
@@ -76,6 +77,7 @@ pub struct Engine<'a> {
     patience: Option<Duration>,
     signal: Option<c_int>,
     host_threads: Option<usize>,
+    logged: DirtyLogged,
 }
 
 impl std::fmt::Debug for Engine<'_> {
@@ -169,6 +171,15 @@ impl<'a> Engine<'a> {
         self
     }
 
+    /// Tells which guest memory has its dirty pages logged (`KVM_MEM_LOG_DIRTY_PAGES`), as for a migration or a snapshot
+    /// of what changed. It is made present on the host and not mapped in the guest: a pre-fault would mark all of it dirty.
+    /// Linux does not tell which slots are logged, so who logs must say so.
+    #[must_use]
+    pub fn dirty_logged(mut self, ranges: impl IntoIterator<Item = GpaRange>) -> Self {
+        self.logged.extend(ranges);
+        self
+    }
+
     /// Maps the plan's memory and tells what became of every byte.
     ///
     /// Safe to run twice: what is present stays so. Content is never changed.
@@ -182,7 +193,7 @@ impl<'a> Engine<'a> {
         let control = self.control(plan);
         let terms = self.settle(vcpus, &control)?;
         let vcpus = &mut vcpus[..terms.vcpus];
-        let run = Run::new(terms, plan.pieces(), plan.chunk_bytes(DEFAULT_CHUNK), Tally::default(), &control);
+        let run = Run::new(terms, plan, DEFAULT_CHUNK, &control);
         let mut report = run.work(vcpus, |progress| {
             if let Some(callback) = &mut self.progress {
                 callback(progress);
@@ -225,6 +236,7 @@ impl<'a> Engine<'a> {
             bytes: self.budget.bytes,
             host_threads,
             vcpus: if second { vcpus.len() } else { 0 },
+            logged: self.logged.clone(),
         })
     }
 }

@@ -19,16 +19,19 @@ use premap_kvm::Vcpu;
 
 use crate::clock::Clock;
 use crate::control::Control;
+use crate::dirty_log::DirtyLogged;
 use crate::engine::{Error, Stages};
 use crate::host_stage::HostStage;
 use crate::interrupt::Interrupt;
+use crate::mappings::Mappings;
 use crate::muster::Muster;
 use crate::pace::{Pace, Pacer};
 use crate::pipeline::{Job, Pipeline};
-use crate::plan::Piece;
+use crate::plan::Plan;
 use crate::progress::{Progress, nanos};
-use crate::report::{Fate, Reason, Report, Stage, Unsupported};
+use crate::report::{Reason, Report, Stage, Unsupported};
 use crate::second_stage::{SecondStage, Usable};
+use crate::survey::{Survey, reason_at, survey};
 use crate::tally::{Numbered, Tally};
 use crate::watchdog::Worker;
 
@@ -54,6 +57,7 @@ pub(crate) struct Terms {
     pub(crate) host_threads: usize,
     /// How many vCPUs have work.
     pub(crate) vcpus: usize,
+    pub(crate) logged: DirtyLogged,
 }
 
 /// What the threads of one run share.
@@ -69,19 +73,21 @@ pub(crate) struct Run<'a> {
     /// Threads that have not ended.
     at_work: AtomicUsize,
     muster: Muster,
+    mappings: Mappings,
     /// What was lost before the run began.
     lost: Tally,
 }
 
 impl<'a> Run<'a> {
-    /// A run of these pieces in chunks of `chunk_bytes`; `lost` is what of the plan is in none of them, and why.
-    pub(crate) fn new(
-        terms: Terms,
-        pieces: Vec<Piece>,
-        chunk_bytes: u64,
-        lost: Tally,
-        control: &'a Control,
-    ) -> Self {
+    /// A run of the plan, in chunks of `chunk_bytes` unless it says otherwise. Looks at what its memory is, and touches
+    /// none of it yet.
+    pub(crate) fn new(terms: Terms, plan: &Plan, chunk_bytes: u64, control: &'a Control) -> Self {
+        let mappings = Mappings::read(terms.stages, control.entrance.changes());
+        let Survey { pieces, lost } = survey(plan.pieces(), terms.stages, &mappings);
+        for stage in [Stage::Host, Stage::Second] {
+            control.meter.pass(stage, lost.bytes(stage));
+        }
+        let chunk_bytes = plan.chunk_bytes(chunk_bytes);
         let Terms { vcpus, host_threads, bytes, pace, interrupt, .. } = terms;
         let room = vcpus.max(1).saturating_mul(CHUNKS_AHEAD).saturating_add(host_threads);
         let workers = interrupt.into_iter().flat_map(|interrupt| (0..vcpus).map(move |_| interrupt));
@@ -94,6 +100,7 @@ impl<'a> Run<'a> {
             usable: AtomicUsize::new(vcpus),
             at_work: AtomicUsize::new(0),
             muster: Muster::default(),
+            mappings,
             lost,
             terms,
         }
@@ -144,7 +151,7 @@ impl<'a> Run<'a> {
         tally.merge(theirs);
         self.pipeline.lose_rest(self.control, self.terms.stages, &mut tally);
         let asked = self.control.meter.read().asked;
-        let mut report = Report { asked, ..Report::default() };
+        let mut report = Report { asked, files: self.mappings.blamed(), ..Report::default() };
         tally.write(&mut report);
         for (stage, (share, busy)) in [&mut report.host, &mut report.second].into_iter().zip(times) {
             (stage.ns, stage.busy_ns) = (nanos(share), nanos(busy));
@@ -184,14 +191,21 @@ impl<'a> Run<'a> {
         let Numbered { place, chunk } = numbered;
         let mut ready = Vec::new();
         if self.terms.stages.include(Stage::Host) {
-            let stage =
-                HostStage { control: self.control, clock: &self.clock, patience: self.terms.patience };
+            let stage = HostStage {
+                control: self.control,
+                clock: &self.clock,
+                mappings: &self.mappings,
+                patience: self.terms.patience,
+            };
             let populated = stage.run(numbered, tally);
             if self.terms.stages.include(Stage::Second) {
                 for (range, reason) in populated.absent {
-                    // What the run's end cut off is worth another try at both stages; what the host refused is not.
-                    let why = if reason.fate() == Fate::Failed { Reason::HostStageFailed } else { reason };
-                    tally.lost(place, Stage::Second, range, why);
+                    tally.lost(
+                        place,
+                        Stage::Second,
+                        range,
+                        reason_at(Stage::Second, self.terms.stages, reason),
+                    );
                     self.control.meter.pass(Stage::Second, range.bytes());
                 }
                 ready = populated.present;
@@ -203,6 +217,10 @@ impl<'a> Run<'a> {
         if !self.terms.stages.include(Stage::Second) {
             tally.lost(place, Stage::Second, chunk.range, Reason::NotAsked);
         }
+        let ready = self.terms.logged.take_out(ready, |logged| {
+            tally.lost(place, Stage::Second, logged, Reason::DirtyLogged);
+            self.control.meter.pass(Stage::Second, logged.bytes());
+        });
         self.control.meter.pass(Stage::Host, chunk.range.bytes());
         self.pipeline.put(place, ready);
     }

@@ -42,20 +42,19 @@ fn taken(mode: Mode) -> Vec<Rule> {
     if mode == Mode::Gate { rules(&[mode, Mode::Background]) } else { rules(&[mode]) }
 }
 
-/// Which rules a mode must meet: those that it adds, and the first to start threads also those for that.
+/// Which rules a mode must meet: those that it adds, and the plainest also those that it builds on.
 fn is_own(mode: Mode, rule: &Rule) -> bool {
     let adds = |mode: Mode| mode.adds().iter().any(|own| own.is_like(rule));
-    adds(mode) || (mode == Mode::Foreground && adds(Mode::Threads))
+    adds(mode) || (mode == Mode::Foreground && (adds(Mode::Threads) || adds(Mode::Look)))
 }
 
 /// Whether this machine has what it takes to meet a rule.
 fn is_in_reach(rule: &Rule, kvm: Kvm) -> bool {
     // Without KVM the first ioctl of each thread is ENOTTY, and what follows from its success is not done.
+    let request = rule.argument.map(|argument| argument.name);
     let follows = ["read", "lseek", "statx", "close"].contains(&rule.syscall.name)
-        || match (rule.thread, rule.argument.map(|argument| argument.name)) {
-            (_, Some("KVM_SET_SREGS")) | (Thread::Caller, Some("KVM_PRE_FAULT_MEMORY")) => true,
-            _ => false,
-        };
+        || request == Some("KVM_SET_SREGS")
+        || (rule.thread == Thread::Caller && request == Some("KVM_PRE_FAULT_MEMORY"));
     kvm == Kvm::Present || !follows
 }
 

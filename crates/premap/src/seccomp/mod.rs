@@ -56,6 +56,8 @@ pub use text::{list, markdown};
 pub enum Mode {
     /// Starting threads, which all modes do.
     Threads,
+    /// Looking at what lies behind a plan's memory: before it is touched, when calls fail, and when a gate was closed.
+    Look,
     /// [`Engine::run`](crate::Engine::run) on a plan.
     Foreground,
     /// [`Engine::vm`](crate::Engine::vm): asks the VM what it can do, and counts its pages.
@@ -76,8 +78,9 @@ pub enum Mode {
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Threads,
+        Self::Look,
         Self::Foreground,
         Self::Vm,
         Self::Gate,
@@ -99,7 +102,8 @@ impl Mode {
     pub const fn base(self) -> Option<Self> {
         match self {
             Self::Threads | Self::Exec => None,
-            Self::Foreground | Self::Recorder | Self::ExecStart => Some(Self::Threads),
+            Self::Look | Self::Recorder | Self::ExecStart => Some(Self::Threads),
+            Self::Foreground => Some(Self::Look),
             Self::Vm | Self::Gate | Self::Pace | Self::Background => Some(Self::Foreground),
         }
     }

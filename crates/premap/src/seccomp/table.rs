@@ -42,7 +42,8 @@ const HEAP: Need = Sometimes("glibc's malloc, where a heap grows or shrinks");
 const CLOCK: Need = Sometimes("where the clock can't be read without a call");
 const RESTART: Need = Sometimes("after the process was stopped and continued");
 const GETPID: Need = Sometimes("glibc, to send a signal");
-const LOOK: Need = Sometimes("for `--report FILE`, and to see whether there is a filter");
+const FILE: Need = Sometimes("where a file is mapped");
+const REPORT: Need = Sometimes("for `--report FILE`, and to see whether there is a filter");
 const CHECKED_CLOSE: Need = Sometimes("Rust's debug builds, before a close");
 
 const THREADS: &[Rule] = rules! {
@@ -74,6 +75,23 @@ const THREADS: &[Rule] = rules! {
     Worker SYS_mremap: HEAP;
     Worker SYS_clock_gettime: CLOCK;
     Worker SYS_restart_syscall: RESTART;
+};
+
+/// Of the files of `/proc`, and of those that are mapped.
+const LOOK: &[Rule] = rules! {
+    Caller SYS_openat: OrErrno;
+    Caller SYS_read: OrErrno;
+    Caller SYS_close: OrErrno;
+    Caller SYS_statx: FILE;
+    Caller SYS_lseek: FILE;
+    Caller SYS_fcntl: CHECKED_CLOSE;
+    Worker SYS_openat: OrErrno;
+    Worker SYS_read: OrErrno;
+    Worker SYS_close: OrErrno;
+    Worker SYS_statx: FILE;
+    Worker SYS_lseek: FILE;
+    Worker SYS_fstatfs: FILE;
+    Worker SYS_fcntl: CHECKED_CLOSE;
 };
 
 const FOREGROUND: &[Rule] = rules! {
@@ -137,9 +155,9 @@ const RECORDER: &[Rule] = rules! {
 
 const EXEC_START: &[Rule] = rules! {
     Caller SYS_madvise (WIPEONFORK);
-    Caller SYS_openat: LOOK;
-    Caller SYS_read: LOOK;
-    Caller SYS_close: LOOK;
+    Caller SYS_openat: REPORT;
+    Caller SYS_read: REPORT;
+    Caller SYS_close: REPORT;
     Caller SYS_fcntl: Sometimes("for `--report fd:N`");
 };
 
@@ -158,6 +176,7 @@ const EXEC: &[Rule] = rules! {
 pub(super) const fn adds(mode: Mode) -> &'static [Rule] {
     match mode {
         Mode::Threads => THREADS,
+        Mode::Look => LOOK,
         Mode::Foreground => FOREGROUND,
         Mode::Vm => VM,
         Mode::Gate => GATE,
