@@ -59,6 +59,7 @@ macro_rules! test_every_scenario {
             slots: a_slot_that_is_deleted_in_use_is_gone_at_once,
             slots: slots_that_cannot_be_are_refused,
             slots: a_slot_made_again_under_a_pre_fault_is_mapped_in_the_end,
+            slots: a_stale_root_costs_the_host_one_page,
             stress: pre_faulting_ends_with_the_slot_near_the_top_of_memory,
             stress: vcpus_that_renew_their_roots_find_their_mappings,
             stress: a_pre_fault_counts_pages_and_no_faults,

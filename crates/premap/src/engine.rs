@@ -57,8 +57,14 @@ pub enum Error {
     /// There is no such signal, or it can't be handled.
     #[error("signal {0} can't be handled; give the engine a real-time signal")]
     BadSignal(c_int),
-    /// A worker thread could not be started.
-    #[error("can't start a worker thread: {0}")]
+    /// The caller named no signal, and every real-time signal has a handler already.
+    #[error(
+        "every real-time signal has a handler already; name one that the engine may have to interrupt its calls"
+    )]
+    NoFreeSignal,
+    /// A run in the background could not be given its thread; or one in the foreground had none either, and no timer, so
+    /// that nothing could interrupt its calls.
+    #[error("can't start a worker thread: {0}; map in the foreground, or raise the limit on threads")]
     Spawn(#[source] std::io::Error),
 }
 
@@ -153,7 +159,8 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// Which signal interrupts a stalled call, instead of the last but one real-time signal.
+    /// Which signal interrupts a stalled call. Unless set it is the last but one real-time signal, or the next before it that
+    /// has no handler.
     #[must_use]
     pub fn signal(mut self, signal: c_int) -> Self {
         self.signal = Some(signal);
@@ -182,13 +189,15 @@ impl<'a> Engine<'a> {
 
     /// Maps the plan's memory and tells what became of every byte.
     ///
-    /// Safe to run twice: what is present stays so. Content is never changed.
+    /// Safe to run twice: what is present stays so. Content is never changed. Where the system has fewer threads to give than
+    /// are wanted, the run makes do with those, and with none the calling thread does the work; none is left afterwards.
     ///
     /// # Errors
     /// Only where the run can't begin; what goes wrong in it is in the report.
     ///
     /// # Panics
-    /// Where a method of the caller's `Vcpu` panics.
+    /// Where a method of the caller's `Vcpu` panics, or the progress callback: the run ends as if it had been stopped, then
+    /// the panic goes on.
     pub fn run<V: Vcpu + Send>(&mut self, plan: &Plan, vcpus: &mut [V]) -> Result<Report, Error> {
         let control = self.control(plan);
         let terms = self.settle(vcpus, &control)?;
@@ -206,7 +215,7 @@ impl<'a> Engine<'a> {
 
     /// What a run of the plan shares with those outside.
     pub(crate) fn control(&self, plan: &Plan) -> Control {
-        Control::new(plan.bytes(), self.stop.clone(), self.budget.deadline, &self.gate)
+        Control::new(plan, self.stop.clone(), self.budget.deadline, &self.gate)
     }
 
     /// Settles what a run on these vCPUs is to do.

@@ -69,6 +69,7 @@
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
+mod alarm;
 mod background;
 mod bell;
 mod budget;
@@ -76,6 +77,7 @@ mod clock;
 mod control;
 mod dirty_log;
 mod engine;
+mod forgotten;
 mod gate;
 mod hole;
 mod host_stage;

@@ -6,6 +6,7 @@
 
 use premap_address::{GpaRange, Hva, PAGE_SIZE, PageSize};
 
+use crate::forgotten::Moment;
 use crate::memory::{Backing, Region, Touch};
 
 /// The default size of a chunk.
@@ -17,12 +18,14 @@ pub const DEFAULT_CHUNK: u64 = 16 << 20;
 /// The default size of a chunk where the guest runs meanwhile: nothing that it waits for takes longer than one chunk.
 pub const BACKGROUND_CHUNK: u64 = 2 << 20;
 
-/// An ordered list of guest memory to be mapped.
+/// An ordered list of guest memory to be mapped, as it is when the plan is made: what is
+/// [forgotten](crate::SlotGuard::forget) afterwards is left out whenever the plan is run.
 #[derive(Clone, Debug)]
 pub struct Plan {
     regions: Vec<Region>,
     bytes: u64,
     chunk: Option<u64>,
+    made: Moment,
 }
 
 /// Why a plan can't be made.
@@ -74,12 +77,13 @@ impl Plan {
     /// # Errors
     /// A region whose host side is unaligned or wraps (its guest side is right by construction), or 2^64 bytes in all.
     pub fn new(regions: impl IntoIterator<Item = Region>) -> Result<Self, PlanError> {
+        let made = Moment::of_new_plan();
         let regions: Vec<_> = regions.into_iter().map(check).collect::<Result<_, _>>()?;
         let mut bytes = 0_u64;
         for Region { range, .. } in &regions {
             bytes = bytes.checked_add(range.bytes()).ok_or(PlanError::TooLarge { range: *range })?;
         }
-        Ok(Self { regions, bytes, chunk: None })
+        Ok(Self { regions, bytes, chunk: None, made })
     }
 
     /// Sets the size of a chunk in bytes: [`DEFAULT_CHUNK`] unless set, or [`BACKGROUND_CHUNK`] in a background run.
@@ -104,6 +108,11 @@ impl Plan {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// When the plan was made.
+    pub(crate) fn moment(&self) -> Moment {
+        self.made
     }
 
     /// The plan's regions as pieces, in order.

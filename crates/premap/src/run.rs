@@ -7,13 +7,18 @@
 //!   the caller      watches: interrupts calls that stall or outlive the run, and reports progress
 //! ```
 //!
+//! Where the system has fewer threads to give, those do; where it has none, the caller is the one worker, and a timer
+//! interrupts its calls.
+//!
 //! So there are as many threads at work as the caller lends vCPUs, and with two or more the host stage of the next chunks
 //! overlaps the second stage of this one. While a vCPU is lent (`&mut`) it can't run the guest, and nobody waits for its
 //! mutex.
 
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{Builder, ScopedJoinHandle};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
+use std::time::Duration;
 
 use premap_kvm::Vcpu;
 
@@ -28,15 +33,13 @@ use crate::muster::Muster;
 use crate::pace::{Pace, Pacer};
 use crate::pipeline::{Job, Pipeline};
 use crate::plan::Plan;
-use crate::progress::{Progress, nanos};
+use crate::progress::{Progress, Told, nanos};
 use crate::report::{Reason, Report, Stage, Unsupported};
 use crate::second_stage::{SecondStage, Usable};
 use crate::survey::{Survey, reason_at, survey};
 use crate::tally::{Numbered, Tally};
-use crate::watchdog::Worker;
+use crate::watchdog::{Watched, Worker};
 
-/// The shortest time between two calls of a progress callback.
-const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 /// How often the watchdog looks.
 const WATCH_EVERY: Duration = Duration::from_millis(10);
 /// How often it interrupts calls that outlive the run: a signal that comes just before its call is lost.
@@ -106,46 +109,18 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Does the work and gives the account of it; `progress` is called on this thread.
+    /// Does the work and gives the account of it; `progress` is called on this thread. Where it panics the run ends as if
+    /// stopped, and then the panic goes on.
     pub(crate) fn work<V: Vcpu + Send>(
         self,
         vcpus: &mut [V],
         progress: impl FnMut(&Progress),
     ) -> Result<Report, Error> {
-        let theirs = std::thread::scope(|scope| {
-            let mut threads: Vec<ScopedJoinHandle<'_, Tally>> = Vec::new();
-            let run = &self;
-            let hosts = (0..run.terms.host_threads).map(|number| {
-                let shift = run.begin_shift();
-                (format!("premap-host-{number}"), Box::new(move || run.host_worker(shift)) as Body<'_>)
-            });
-            let seconds = run.watched.iter().zip(vcpus).enumerate().map(|(number, (worker, vcpu))| {
-                let shift = run.begin_shift();
-                (
-                    format!("premap-vcpu-{number}"),
-                    Box::new(move || run.vcpu_worker(worker, vcpu, shift)) as Body<'_>,
-                )
-            });
-            for (name, job) in hosts.chain(seconds) {
-                match Builder::new().name(name).spawn_scoped(scope, job) {
-                    Ok(thread) => threads.push(thread),
-                    Err(error) => {
-                        run.control.declare_dead();
-                        run.wake();
-                        return Err(Error::Spawn(error));
-                    }
-                }
-            }
-            run.watch(progress);
-            let mut tally = Tally::default();
-            for thread in threads {
-                match thread.join() {
-                    Ok(theirs) => tally.merge(theirs),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            Ok(tally)
-        })?;
+        let mut told = Told::new(progress);
+        let lent = Mutex::new(self.watched.iter().zip(vcpus).rev().collect());
+        let theirs = std::thread::scope(|scope| self.share(scope, &lent, &mut told));
+        told.end();
+        let theirs = theirs?;
         let times = [Stage::Host, Stage::Second].map(|stage| self.clock.read(stage));
         let mut tally = self.lost;
         tally.merge(theirs);
@@ -160,23 +135,88 @@ impl<'a> Run<'a> {
         Ok(report)
     }
 
-    /// Waits until every thread of the run has started.
-    fn begin_together(&self) {
-        let threads = self.terms.host_threads + self.watched.len();
-        self.muster.wait_for(threads, || self.control.ended().is_some());
+    /// Shares the work among threads, watches until they have ended, and gives their account.
+    fn share<'scope, V: Vcpu + Send>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        lent: &'scope Mutex<Vec<Lent<'_, V>>>,
+        told: &mut Told<impl FnMut(&Progress)>,
+    ) -> Result<Tally, Error> {
+        let mut threads: Vec<ScopedJoinHandle<'_, Tally>> = Vec::new();
+        let mut refused = None;
+        // vCPUs first: they do either stage.
+        let vcpus = (0..self.watched.len()).map(|number| (Role::Vcpu, format!("premap-vcpu-{number}")));
+        let hosts = (0..self.terms.host_threads).map(|number| (Role::Host, format!("premap-host-{number}")));
+        for (role, name) in vcpus.chain(hosts) {
+            let shift = self.begin_shift();
+            let body = move || {
+                let _shift = shift;
+                self.muster.wait(|| self.control.ended().is_some());
+                match role {
+                    Role::Host => self.host_worker(&mut || {}),
+                    Role::Vcpu => next_lent(lent).map_or_else(Tally::default, |(worker, vcpu)| {
+                        self.vcpu_worker(worker.watch(self.control.meter.begin()), vcpu, &mut || {})
+                    }),
+                }
+            };
+            match Builder::new().name(name).spawn_scoped(scope, body) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    refused = Some(error);
+                    break;
+                }
+            }
+        }
+        if let Some(error) = refused.filter(|_| threads.is_empty()) {
+            return self.work_alone(error, lent, told);
+        }
+        self.usable.store(threads.len().min(self.watched.len()), Ordering::Relaxed);
+        self.muster.expect(threads.len());
+        self.watch(told);
+        // All are joined before a panic goes on: a thread that is only waited for may outlive the run.
+        let ended: Vec<_> = threads.into_iter().map(ScopedJoinHandle::join).collect();
+        let mut tally = Tally::default();
+        for ended in ended {
+            tally.merge(ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        Ok(tally)
     }
 
-    fn host_worker(&self, _shift: Shift<'_, 'a>) -> Tally {
-        self.begin_together();
+    /// Does all the work on the calling thread, since there is no other.
+    ///
+    /// # Errors
+    /// What is said of threads, where nothing could interrupt calls.
+    fn work_alone<V: Vcpu>(
+        &self,
+        error: io::Error,
+        lent: &Mutex<Vec<Lent<'_, V>>>,
+        told: &mut Told<impl FnMut(&Progress)>,
+    ) -> Result<Tally, Error> {
+        self.usable.store(1, Ordering::Relaxed);
+        let tell = &mut || told.tell(self.control);
+        let tally = match next_lent(lent) {
+            None => self.host_worker(tell),
+            Some((worker, vcpu)) => {
+                let every = self.watch_every();
+                let watched = worker.watch_alone(self.control.meter.begin(), every);
+                self.vcpu_worker(watched.map_err(|_| Error::Spawn(error))?, vcpu, tell)
+            }
+        };
+        told.last(self.control);
+        Ok(tally)
+    }
+
+    fn host_worker(&self, between: &mut dyn FnMut()) -> Tally {
         let mut tally = Tally::default();
-        self.populate_rest(&mut tally);
+        self.populate_rest(&mut tally, between);
         tally
     }
 
     /// Takes chunks through the host stage until none is left.
-    fn populate_rest(&self, tally: &mut Tally) {
+    fn populate_rest(&self, tally: &mut Tally, between: &mut dyn FnMut()) {
         while let Some(numbered) = self.pipeline.take(self.control) {
             self.begin_chunk(numbered, tally);
+            between();
         }
     }
 
@@ -225,14 +265,13 @@ impl<'a> Run<'a> {
         self.pipeline.put(place, ready);
     }
 
-    fn vcpu_worker<V: Vcpu>(&self, worker: &Worker, vcpu: &mut V, _shift: Shift<'_, 'a>) -> Tally {
-        self.begin_together();
+    fn vcpu_worker<V: Vcpu>(&self, watched: Watched<'_>, vcpu: &mut V, between: &mut dyn FnMut()) -> Tally {
         let mut tally = Tally::default();
         let mut stage = SecondStage {
             vcpu,
             control: self.control,
             clock: &self.clock,
-            watched: worker.watch(self.control.meter.begin()),
+            watched,
             patience: self.terms.patience,
             unsupported: self.terms.unsupported,
             stalled: false,
@@ -256,32 +295,34 @@ impl<'a> Run<'a> {
             }
             // A vCPU that has given up leaves the second stage to the others; the last one stays to account for it.
             if was != usable && self.usable.fetch_sub(1, Ordering::Relaxed) > 1 {
-                self.populate_rest(&mut tally);
+                self.populate_rest(&mut tally, between);
                 break;
             }
+            between();
         }
         tally
     }
 
     /// Watches until every thread has ended.
-    fn watch(&self, mut progress: impl FnMut(&Progress)) {
-        let mut told = Instant::now();
+    fn watch(&self, told: &mut Told<impl FnMut(&Progress)>) {
         let begin = self.control.meter.begin();
         while self.at_work.load(Ordering::Acquire) > 0 {
             let ended = self.control.ended().is_some();
             let (every, limit) =
-                if ended { (END_EVERY, Duration::ZERO) } else { (WATCH_EVERY, self.terms.patience) };
+                if ended { (END_EVERY, Duration::ZERO) } else { (self.watch_every(), self.terms.patience) };
             if ended {
                 self.wake();
             }
             self.watched.iter().for_each(|worker| worker.interrupt_after(limit, begin));
             self.control.bell.wait(every);
-            if told.elapsed() >= PROGRESS_EVERY {
-                progress(&self.control.meter.read());
-                told = Instant::now();
-            }
+            told.tell(self.control);
         }
-        progress(&self.control.meter.read());
+        told.last(self.control);
+    }
+
+    /// How often to look at calls: often enough for the patience that the caller has.
+    fn watch_every(&self) -> Duration {
+        self.terms.patience.clamp(END_EVERY, WATCH_EVERY)
     }
 
     /// Wakes every worker that waits for something, to look whether the run has ended.
@@ -299,7 +340,19 @@ impl<'a> Run<'a> {
     }
 }
 
-type Body<'scope> = Box<dyn FnOnce() -> Tally + Send + 'scope>;
+/// A vCPU and who watches its worker.
+type Lent<'a, V> = (&'a Worker, &'a mut V);
+
+/// What a thread does.
+#[derive(Clone, Copy, Debug)]
+enum Role {
+    Vcpu,
+    Host,
+}
+
+fn next_lent<'a, V>(lent: &Mutex<Vec<Lent<'a, V>>>) -> Option<Lent<'a, V>> {
+    lent.lock().unwrap_or_else(PoisonError::into_inner).pop()
+}
 
 /// A thread's time at work. Where it ends by a panic, so does the run, and nobody waits for what it had in hand.
 struct Shift<'r, 'a>(&'r Run<'a>);

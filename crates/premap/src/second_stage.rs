@@ -23,7 +23,7 @@ use premap_kvm::{Errno, Vcpu};
 
 use crate::clock::Clock;
 use crate::control::Control;
-use crate::gate::Standing;
+use crate::forgotten::Standing;
 use crate::hole::{self, Page};
 use crate::patience::Patience;
 use crate::report::{Reason, Stage, Unsupported};

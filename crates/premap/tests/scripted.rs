@@ -381,3 +381,15 @@ fn a_panicking_vcpu_does_not_hang_the_run() {
         std::panic::catch_unwind(|| run(Engine::new(), 1024, 2, |_| panic!("the VMM's own fault")));
     assert!(panicked.is_err());
 }
+
+#[test]
+fn a_panic_in_a_progress_callback_ends_the_run_as_if_stopped_and_then_goes_on() {
+    for vcpus in [1, 3] {
+        let engine =
+            Engine::new().patience(Duration::from_secs(3600)).progress(|_| panic!("the VMM's own fault"));
+        // Nothing but the watchdog ends these calls.
+        let run = std::panic::AssertUnwindSafe(|| run(engine, 1024, vcpus, |_| Page::Spins));
+        let panic = std::panic::catch_unwind(run).expect_err("the panic goes on");
+        assert_eq!(panic.downcast_ref(), Some(&"the VMM's own fault"));
+    }
+}

@@ -26,9 +26,13 @@ pub(crate) struct Exec {
     /// Threads that make memory present on the host, beside one for each vCPU at hand
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), allow_negative_numbers = true)]
     host_threads: Option<u16>,
-    /// For how long after the guest's start memory is mapped again when the VMM has changed its slots
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration, allow_negative_numbers = true)]
+    /// For how long after the guest's start memory is mapped again when the VMM has changed its slots, as 90s, 5m or 1h;
+    /// memory that is plugged later takes the guest's own faults
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = duration, allow_negative_numbers = true)]
     follow: Duration,
+    /// What to do with memory that the guest may be given later (virtio-mem, DIMMs), or of which that can't be told
+    #[arg(long, value_enum, default_value_t)]
+    hotplug_pools: HotplugPools,
     /// What to do when the VMM is confined by seccomp
     #[arg(long, value_enum, default_value_t)]
     seccomp: Seccomp,
@@ -55,6 +59,16 @@ enum Strategy {
     /// The host's side, then KVM_PRE_FAULT_MEMORY
     #[default]
     TwoStage,
+}
+
+/// What is done with memory that the guest may be given later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum HotplugPools {
+    /// Leave it to the guest's own faults
+    #[default]
+    Leave,
+    /// Map it like the guest's other memory
+    Map,
 }
 
 /// What is done under a seccomp filter.
@@ -89,6 +103,10 @@ impl Exec {
             deadline_ns: self.deadline.map(nanoseconds),
             host_threads: self.host_threads.map(usize::from),
             follow_ns: nanoseconds(self.follow),
+            hotplug_pools: match self.hotplug_pools {
+                HotplugPools::Leave => settings::HotplugPools::Leave,
+                HotplugPools::Map => settings::HotplugPools::Map,
+            },
             seccomp: match self.seccomp {
                 Seccomp::StepAside => settings::Seccomp::StepAside,
                 Seccomp::Trust => settings::Seccomp::Trust,
@@ -152,8 +170,8 @@ mod tests {
     #[test]
     fn every_flag_reaches_the_library() {
         let exec = parse(
-            "premap exec --strategy host-only --chunk 2M --deadline 1ms --host-threads 3 --follow 2s --seccomp trust \
-             --report fd:7 --verbose vmm -x"
+            "premap exec --strategy host-only --chunk 2M --deadline 1ms --host-threads 3 --follow 2h --seccomp trust \
+             --hotplug-pools map --report fd:7 --verbose vmm -x"
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ")
@@ -165,7 +183,8 @@ mod tests {
             chunk: Some(2 << 20),
             deadline_ns: Some(1_000_000),
             host_threads: Some(3),
-            follow_ns: 2_000_000_000,
+            follow_ns: 7_200_000_000_000,
+            hotplug_pools: settings::HotplugPools::Map,
             seccomp: settings::Seccomp::Trust,
             report: Some(settings::Report::Descriptor(7)),
             voice: settings::Voice::Everything,

@@ -21,10 +21,9 @@ pub enum RecordError {
     /// The kernel does not answer.
     #[error("the kernel does not tell which pages are present: {0}")]
     Look(Errno),
-    /// There can be no thread to look from while the guest runs.
+    /// There can be no thread to look from while the guest runs. [`Recorder::look`](super::Recorder::look) needs none.
     #[error(
-        "no thread can be started to look from: {0}; raise RLIMIT_NPROC or the pids cgroup's limit, or call \
-         Recorder::look now and then"
+        "no thread can be started to look from: {0}; raise the limit of threads: `ulimit -u`, or pids.max of the cgroup"
     )]
     Spawn(#[source] std::io::Error),
 }
