@@ -35,7 +35,7 @@
 //!
 //! A thread inherits the filter of the one that starts it. So a caller that confines itself *before* it calls the engine
 //! needs the rules of both threads, which is what [`rules`] gives; one that does so afterwards needs those of
-//! [`Thread::Caller`] alone. Where no thread can be had, the caller does the work itself, under both.
+//! [`Thread::Caller`] alone.
 //!
 //! The rules are those of a program on glibc. Launching TDs is not among the modes.
 //!
@@ -60,6 +60,8 @@ pub enum Mode {
     Look,
     /// [`Engine::run`](crate::Engine::run) on a plan.
     Foreground,
+    /// Where no thread can be had, as under a limit of threads: the caller does the work.
+    Alone,
     /// [`Engine::vm`](crate::Engine::vm): asks the VM what it can do, and counts its pages.
     Vm,
     /// [`Engine::gate`](crate::Engine::gate), on the thread that closes it too.
@@ -78,10 +80,11 @@ pub enum Mode {
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Threads,
         Self::Look,
         Self::Foreground,
+        Self::Alone,
         Self::Vm,
         Self::Gate,
         Self::Pace,
@@ -104,7 +107,7 @@ impl Mode {
             Self::Threads | Self::Exec => None,
             Self::Look | Self::Recorder | Self::ExecStart => Some(Self::Threads),
             Self::Foreground => Some(Self::Look),
-            Self::Vm | Self::Gate | Self::Pace | Self::Background => Some(Self::Foreground),
+            Self::Alone | Self::Vm | Self::Gate | Self::Pace | Self::Background => Some(Self::Foreground),
         }
     }
 }

@@ -25,6 +25,7 @@ const GET_SREGS: Argument = request(abi::KVM_GET_SREGS, "KVM_GET_SREGS");
 const SET_SREGS: Argument = request(abi::KVM_SET_SREGS, "KVM_SET_SREGS");
 const CHECK_EXTENSION: Argument = request(abi::KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION");
 const GET_STATS_FD: Argument = request(abi::KVM_GET_STATS_FD, "KVM_GET_STATS_FD");
+const GET_REGS: Argument = request(abi::KVM_GET_REGS, "KVM_GET_REGS");
 const SCAN: Argument = request(PAGEMAP_SCAN, "PAGEMAP_SCAN");
 const QUERY: Argument = request(PROCMAP_QUERY, "PROCMAP_QUERY");
 const POPULATE_READ: Argument = advice(libc::MADV_POPULATE_READ, "MADV_POPULATE_READ");
@@ -109,6 +110,22 @@ const FOREGROUND: &[Rule] = rules! {
     Worker SYS_ioctl (SET_SREGS): OrErrno;
 };
 
+/// What workers do otherwise, under a timer that interrupts it.
+const ALONE: &[Rule] = rules! {
+    Caller SYS_gettid;
+    Caller SYS_timer_create;
+    Caller SYS_timer_settime;
+    Caller SYS_timer_delete;
+    Caller SYS_rt_sigreturn;
+    Caller SYS_ioctl (PRE_FAULT_MEMORY);
+    Caller SYS_madvise (POPULATE_READ);
+    Caller SYS_madvise (POPULATE_WRITE);
+    Caller SYS_clock_nanosleep;
+    Caller SYS_ioctl (GET_SREGS): OrErrno;
+    Caller SYS_ioctl (SET_SREGS): OrErrno;
+    Caller SYS_fstatfs: FILE;
+};
+
 const VM: &[Rule] = rules! {
     // The probe's, which asks for nothing.
     Caller SYS_ioctl (PRE_FAULT_MEMORY);
@@ -171,6 +188,8 @@ const EXEC: &[Rule] = rules! {
     Worker SYS_pread64;
     Worker SYS_readlink;
     Worker SYS_write;
+    Worker SYS_ioctl (GET_REGS);
+    Worker SYS_process_vm_readv;
 };
 
 pub(super) const fn adds(mode: Mode) -> &'static [Rule] {
@@ -178,6 +197,7 @@ pub(super) const fn adds(mode: Mode) -> &'static [Rule] {
         Mode::Threads => THREADS,
         Mode::Look => LOOK,
         Mode::Foreground => FOREGROUND,
+        Mode::Alone => ALONE,
         Mode::Vm => VM,
         Mode::Gate => GATE,
         Mode::Pace => PACE,
