@@ -144,7 +144,7 @@ pub(crate) fn confined() -> String {
     format!(
         "this process is confined by seccomp, and its filter might kill it for what mapping takes. If the filter \
          allows {}, say --seccomp trust",
-        seccomp::NEEDED
+        seccomp::needed()
     )
 }
 

@@ -2,14 +2,18 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::bell::Bell;
 use crate::budget::Stop;
 use crate::gate::{Entrance, Gate, Pass};
 use crate::interrupt::Seat;
+use crate::plan::Plan;
 use crate::progress::Meter;
 use crate::report::{Reason, Unsupported};
+
+/// How often one who waits looks whether the run is over, if nobody tells.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The conditions that every worker looks at between two calls.
 #[derive(Debug)]
@@ -28,8 +32,8 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// For a run of `asked` bytes.
-    pub(crate) fn new(asked: u64, stop: Option<Stop>, deadline: Option<Instant>, gate: &Gate) -> Self {
+    /// For a run of the plan.
+    pub(crate) fn new(plan: &Plan, stop: Option<Stop>, deadline: Option<Instant>, gate: &Gate) -> Self {
         let bell = Arc::new(Bell::default());
         if let Some(stop) = &stop {
             stop.tell(&bell);
@@ -40,8 +44,8 @@ impl Control {
             stopped: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             unsupported: OnceLock::new(),
-            entrance: gate.entrance(),
-            meter: Meter::new(asked),
+            entrance: gate.entrance(plan.moment()),
+            meter: Meter::new(plan.bytes()),
             bell,
         }
     }

@@ -62,23 +62,27 @@
 //!
 //! # What a VMM must allow
 //!
-//! The VMM's seccomp filter must allow `ioctl` with request 0xc040aed5, and `madvise` with advice 22 and 23, on the
-//! threads that the engine starts.
+//! [`seccomp`] has the system calls of each mode, as a table and as data for a filter. The engine needs no `/proc`.
 
 // The README's example must compile.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
+mod alarm;
 mod background;
 mod bell;
 mod budget;
 mod clock;
 mod control;
+mod dirty_log;
 mod engine;
+mod forgotten;
 mod gate;
+mod hole;
 mod host_stage;
 mod interrupt;
+mod mappings;
 mod memory;
 mod muster;
 mod pace;
@@ -88,7 +92,9 @@ mod plan;
 mod progress;
 mod report;
 mod run;
+pub mod seccomp;
 mod second_stage;
+mod survey;
 mod tally;
 #[cfg(feature = "td")]
 pub mod td;
@@ -106,4 +112,4 @@ pub use pace::Pace;
 pub use plan::{BACKGROUND_CHUNK, DEFAULT_CHUNK, Plan, PlanError};
 pub use premap_address::{Gpa, GpaRange, Hva, PageSize, RangeError};
 pub use progress::Progress;
-pub use report::{Fate, PageCounts, Reason, Report, Stage, StageReport, Unmapped, Unsupported};
+pub use report::{BlamedFile, Fate, PageCounts, Reason, Report, Stage, StageReport, Unmapped, Unsupported};

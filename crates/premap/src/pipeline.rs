@@ -7,15 +7,18 @@
 //! A vCPU worker takes what is ready first, and from the plan only when nothing is: each chunk is finished before the next
 //! is begun. Threads that only do the host stage run ahead by a bounded number of chunks, so that when a run ends early what
 //! one stage did is nearly what the other did.
+//!
+//! Chunks are cut as they are taken, so that a run that ends early leaves of each piece at most one range to account for,
+//! however large the plan.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use premap_address::GpaRange;
+use premap_address::{Gpa, GpaRange};
 
 use crate::control::Control;
 use crate::engine::Stages;
-use crate::plan::Chunk;
+use crate::plan::{Chunk, Piece};
 use crate::report::{Reason, Stage};
 use crate::tally::{Numbered, Tally};
 
@@ -28,8 +31,8 @@ pub(crate) enum Job {
 }
 
 /// Chunks on their way from the plan to a vCPU.
-pub(crate) struct Pipeline<I> {
-    state: Mutex<State<I>>,
+pub(crate) struct Pipeline {
+    state: Mutex<State>,
     /// A chunk became ready, or none will any more.
     readied: Condvar,
     /// A chunk was taken out of the ready ones.
@@ -38,30 +41,35 @@ pub(crate) struct Pipeline<I> {
     room: usize,
 }
 
-struct State<I> {
-    plan: I,
-    place: u64,
+struct State {
+    pieces: std::vec::IntoIter<Piece>,
+    /// What is left of the piece that was begun.
+    rest: Option<Numbered>,
+    chunk_bytes: u64,
     bytes_left: u64,
-    /// What the byte budget cut off; nothing is begun behind it.
-    cut: Option<Numbered>,
+    /// The byte budget cut a chunk short: nothing is begun behind it.
+    exhausted: bool,
     in_hand: usize,
-    ready: BTreeMap<u64, Vec<GpaRange>>,
+    /// By the region's place and where they start.
+    ready: BTreeMap<(u64, Gpa), Vec<GpaRange>>,
 }
 
-impl<I: Iterator<Item = Chunk>> Pipeline<I> {
-    pub(crate) fn new(plan: I, bytes: Option<u64>, room: usize) -> Self {
+impl Pipeline {
+    /// Chunks of `chunk_bytes`, at most `limit` bytes of them in all.
+    pub(crate) fn new(pieces: Vec<Piece>, chunk_bytes: u64, limit: Option<u64>, room: usize) -> Self {
         let state = State {
-            plan,
-            place: 0,
-            bytes_left: bytes.unwrap_or(u64::MAX),
-            cut: None,
+            pieces: pieces.into_iter(),
+            rest: None,
+            chunk_bytes,
+            bytes_left: limit.unwrap_or(u64::MAX),
+            exhausted: false,
             in_hand: 0,
             ready: BTreeMap::new(),
         };
         Self { state: Mutex::new(state), readied: Condvar::new(), taken: Condvar::new(), room }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<I>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -85,8 +93,8 @@ impl<I: Iterator<Item = Chunk>> Pipeline<I> {
     pub(crate) fn put(&self, place: u64, ranges: Vec<GpaRange>) {
         let mut state = self.lock();
         state.in_hand -= 1;
-        if !ranges.is_empty() {
-            state.ready.insert(place, ranges);
+        if let Some(first) = ranges.first() {
+            state.ready.insert((place, first.start()), ranges);
         }
         drop(state);
         self.readied.notify_all();
@@ -101,7 +109,7 @@ impl<I: Iterator<Item = Chunk>> Pipeline<I> {
             if control.ended().is_some() {
                 return None;
             }
-            if let Some((place, ranges)) = state.ready.pop_first() {
+            if let Some(((place, _), ranges)) = state.ready.pop_first() {
                 drop(state);
                 self.taken.notify_all();
                 return Some(Job::Second(place, ranges));
@@ -129,14 +137,12 @@ impl<I: Iterator<Item = Chunk>> Pipeline<I> {
 
     /// Notes what no worker got to: what was ready for the second stage, and what was never begun.
     pub(crate) fn lose_rest(self, control: &Control, stages: Stages, tally: &mut Tally) {
-        let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let why = control.ended().unwrap_or(Reason::Budget);
-        for (place, ranges) in std::mem::take(&mut state.ready) {
+        for ((place, _), ranges) in state.ready {
             ranges.into_iter().for_each(|range| tally.lost(place, Stage::Second, range, why));
         }
-        let cut = state.cut.take();
-        state.bytes_left = u64::MAX;
-        for Numbered { place, chunk } in cut.into_iter().chain(std::iter::from_fn(|| state.next())) {
+        for Numbered { place, chunk } in state.rest.into_iter().chain(state.pieces.map(Numbered::from)) {
             for stage in [Stage::Host, Stage::Second] {
                 let why = if stages.include(stage) { why } else { Reason::NotAsked };
                 tally.lost(place, stage, chunk.range, why);
@@ -145,17 +151,32 @@ impl<I: Iterator<Item = Chunk>> Pipeline<I> {
     }
 }
 
-impl<I: Iterator<Item = Chunk>> State<I> {
+impl State {
     fn next(&mut self) -> Option<Numbered> {
-        if self.cut.is_some() {
+        if self.exhausted {
             return None;
         }
-        let chunk = self.plan.next()?;
-        let place = self.place;
-        self.place += 1;
-        let (head, tail) = chunk.limit(self.bytes_left);
-        self.cut = tail.map(|chunk| Numbered { place, chunk });
-        self.bytes_left -= head.map_or(0, |head| head.range.bytes());
-        head.map(|chunk| Numbered { place, chunk })
+        let Numbered { place, chunk: whole } =
+            self.rest.take().or_else(|| self.pieces.next().map(Numbered::from))?;
+        let (wanted, _) = whole.cut(self.chunk_bytes);
+        let (begun, left) = match wanted.limit(self.bytes_left) {
+            (Some(begun), cut_off) => {
+                self.exhausted = cut_off.is_some();
+                (Some(begun), whole.split_at(begun.range.bytes()).map(|(_, left)| left))
+            }
+            (None, _) => {
+                self.exhausted = true;
+                (None, Some(whole))
+            }
+        };
+        self.rest = left.map(|chunk| Numbered { place, chunk });
+        self.bytes_left -= begun.map_or(0, |begun| begun.range.bytes());
+        begun.map(|chunk| Numbered { place, chunk })
+    }
+}
+
+impl From<Piece> for Numbered {
+    fn from(Piece { place, region }: Piece) -> Self {
+        Self { place, chunk: Chunk::whole(region) }
     }
 }

@@ -5,7 +5,7 @@ use premap_address::GpaRange;
 use crate::plan::Chunk;
 use crate::report::{Reason, Report, Stage, StageReport, Unmapped};
 
-/// A chunk and its place in the plan.
+/// A chunk and its region's place in the plan.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Numbered {
     pub(crate) place: u64,
@@ -28,7 +28,7 @@ impl Tally {
         self.stages[stage as usize].calls += 1;
     }
 
-    /// Notes that a range of the chunk at `place` was not mapped.
+    /// Notes that a range of the region at `place` was not mapped.
     pub(crate) fn lost(&mut self, place: u64, stage: Stage, range: GpaRange, reason: Reason) {
         self.stages[stage as usize].lose(range.bytes(), reason);
         let lost = Unmapped { stage, range, reason };
@@ -36,6 +36,11 @@ impl Tally {
         if !last.is_some_and(|(_, last)| last.absorb(&lost)) {
             self.lost.push((place, lost));
         }
+    }
+
+    /// All bytes of a stage that are accounted for.
+    pub(crate) fn bytes(&self, stage: Stage) -> u64 {
+        self.stages[stage as usize].bytes()
     }
 
     /// Takes another worker's account in.
@@ -51,7 +56,7 @@ impl Tally {
         self.lost.extend(other.lost);
     }
 
-    /// Writes the account into a report, in the plan's order.
+    /// Writes the account into a report: by stage, and then in the plan's order.
     pub(crate) fn write(mut self, report: &mut Report) {
         [report.host, report.second] = self.stages;
         self.lost.sort_by_key(|(place, lost)| (lost.stage, *place, lost.range.start()));

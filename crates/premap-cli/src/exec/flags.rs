@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use premap::seccomp::{Mode, Thread, list, rules};
 use premap_exec_settings as settings;
 
 use crate::options::pages;
@@ -11,8 +12,7 @@ use crate::size::{Size, duration};
 
 /// Flags of `premap exec`.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "The exit code is the VMM's own; 1 where it can't be run, 2 for bad use.\n\n\
-    A VMM that confines itself by seccomp must allow ioctl with request 0xc040aed5 and madvise with advice 22 and 23.")]
+#[command(after_help = after_help())]
 pub(crate) struct Exec {
     /// How the memory is mapped before the guest runs
     #[arg(long, value_enum, default_value_t)]
@@ -117,6 +117,18 @@ impl Exec {
     }
 }
 
+fn after_help() -> String {
+    let [threads, all] = [&[Mode::Exec][..], &[Mode::ExecStart, Mode::Exec]].map(rules);
+    let own: Vec<_> = threads.into_iter().filter(|rule| rule.thread == Thread::Caller).collect();
+    format!(
+        "The exit code is the VMM's own; 1 where it can't be run, 2 for bad use.\n\n\
+         A VMM that lays seccomp filters on its own threads once it has opened /dev/kvm must allow {} there. One that is \
+         confined as a whole before, and run with --seccomp trust, must allow {}.",
+        list(&own),
+        list(&all)
+    )
+}
+
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -178,6 +190,14 @@ mod tests {
             voice: settings::Voice::Everything,
         };
         assert_eq!(exec.settings(), expected);
+    }
+
+    #[test]
+    fn the_help_names_what_a_filter_must_allow() {
+        let help = Options::try_parse_from(["premap", "exec", "--help"]).unwrap_err().to_string();
+        let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(&list(&rules(&[Mode::ExecStart, Mode::Exec]))), "{help}");
+        assert!(words.contains("must allow futex, "), "{help}");
     }
 
     #[test]
