@@ -34,8 +34,6 @@ static PAGE: AtomicPtr<AtomicPtr<Process>> = AtomicPtr::new(ptr::null_mut());
 
 /// The state of this process.
 pub(crate) struct Process {
-    /// Its number.
-    pub(crate) id: u32,
     pub(crate) settings: Arc<Settings>,
     pub(crate) journal: Arc<Journal>,
     /// Runs the engine.
@@ -67,7 +65,6 @@ impl Process {
         // What the library's own panics say, they say in one line.
         std::panic::set_hook(Box::new(|_| {}));
         let process = Self {
-            id: std::process::id(),
             journal: Arc::new(Journal::open(settings.report.as_ref())),
             settings: Arc::new(settings),
             mapper: Helper::new(when_confined, mapper_needed),

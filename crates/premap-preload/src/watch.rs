@@ -163,9 +163,10 @@ pub(crate) fn once<T: Default>(work: impl FnOnce() -> T) -> T {
 fn created_vm(process: &Process, fd: RawFd, machine_type: usize) {
     // A child that shares this memory, but not the descriptors, may have made it for itself. Then this process has no VM of
     // that number, or another one; only in the second case, which is rare, is a system call risked here.
-    let is_missing = process.clerk.ask(TELLING_LIMIT, move || kvm::duplicate(fd, Role::Vm).is_err());
+    let here =
+        process.clerk.ask(TELLING_LIMIT, move || (kvm::duplicate(fd, Role::Vm).is_ok(), std::process::id()));
     let is_known = process.vms().of(fd, Role::Vm).is_some();
-    if is_missing == Ok(true) || is_known && std::process::id() != process.id {
+    if here.is_ok_and(|(is_open, id)| !is_open || is_known && id != std::process::id()) {
         return;
     }
     // On x86 a VM of another type than the default has memory that its launch maps; it is only looked at. Elsewhere the
