@@ -9,6 +9,8 @@ use premap_address::Hva;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 
+/// A page of a file, and not a copy of it.
+pub(crate) const FILE: u64 = 1 << 2;
 pub(crate) const PRESENT: u64 = 1 << 3;
 /// The shared zero page, which a write replaces.
 pub(crate) const ZERO: u64 = 1 << 5;

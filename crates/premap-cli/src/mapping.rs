@@ -32,7 +32,11 @@ impl Mapping {
     /// An engine that runs within the limits, which count from now.
     pub(crate) fn engine<'a>(&self, vm: &'a dyn Vm) -> Engine<'a> {
         let deadline = self.deadline.and_then(|time| Instant::now().checked_add(time));
-        Engine::new().vm(vm).budget(Budget { bytes: self.first.budget, deadline })
+        Engine::new().vm(vm).budget(Budget {
+            bytes: self.first.budget,
+            deadline,
+            host_memory: self.first.host_memory(),
+        })
     }
 
     /// Maps a machine's memory by a strategy; one that maps nothing has a report of zeros.

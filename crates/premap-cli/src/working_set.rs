@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use anyhow::Context;
 use clap::Args;
-use premap::Region;
 use premap::working_set::{Identity, WorkingSet};
+use premap::{HostMemory, Region};
 
 use crate::failure::BadUse;
 use crate::options::pages;
@@ -68,6 +68,12 @@ impl Flags {
 }
 
 impl First {
+    /// What is done where not all memory can be had: what comes first was said to be worth it by a working set, and by a
+    /// limit of the user's own.
+    pub(crate) fn host_memory(&self) -> HostMemory {
+        if self.set.is_some() || self.budget.is_some() { HostMemory::Front } else { HostMemory::Whole }
+    }
+
     /// Puts a machine's memory in order.
     pub(crate) fn order(&self, memory: Vec<Region>) -> Result<Vec<Region>, BadUse> {
         let Some((set, image, path)) = &self.set else { return Ok(memory) };

@@ -24,6 +24,9 @@ pub struct Settings {
     pub chunk: Option<u64>,
     /// How long one run may hold the guest back, in nanoseconds.
     pub deadline_ns: Option<u64>,
+    /// How many bytes of the host's memory mapping ahead may take. Unless set: all that the guest lacks where the host can
+    /// hold it, and nothing where it can't.
+    pub limit: Option<u64>,
     /// Threads that make memory present on the host, beside one for each vCPU at hand; the engine's own number unless set.
     pub host_threads: Option<usize>,
     /// For how long after a guest's start changes of its slots are followed by another run, in nanoseconds.
@@ -44,6 +47,7 @@ impl Default for Settings {
             strategy: Strategy::default(),
             chunk: None,
             deadline_ns: None,
+            limit: None,
             host_threads: None,
             follow_ns: 60_000_000_000,
             hotplug_pools: HotplugPools::default(),
@@ -140,6 +144,7 @@ mod tests {
             strategy: Strategy::HostOnly,
             chunk: Some(1 << 21),
             deadline_ns: Some(1),
+            limit: Some(1 << 30),
             host_threads: Some(2),
             follow_ns: 3,
             hotplug_pools: HotplugPools::Map,

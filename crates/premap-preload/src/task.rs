@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use premap::{Budget, Engine, Plan, Region, Report, Stage, Stages, Stop};
+use premap::{Budget, Engine, HostMemory, Plan, Region, Report, Stage, Stages, Stop};
 use premap_address_space::Area;
 use premap_exec_settings::{HotplugPools, Settings, Strategy, Voice};
 use premap_kvm::linux;
@@ -138,11 +138,21 @@ impl Task {
         let deadline =
             self.settings.deadline_ns.and_then(|ns| Instant::now().checked_add(Duration::from_nanos(ns)));
         let mut engine = Engine::new().vm(&vm).stages(stages).stop(&self.stop);
-        engine = engine.budget(Budget { bytes: None, deadline });
+        engine = engine.budget(Budget { deadline, host_memory: self.host_memory(), ..Budget::default() });
         if let Some(threads) = self.settings.host_threads {
             engine = engine.host_threads(threads);
         }
         engine.run(&plan, &mut vcpus).map_err(|error| error.to_string())
+    }
+
+    /// A guest that does not fit as a whole gets nothing ahead but what the user allows: which part of it the guest needs
+    /// can't be told from outside, and what is taken for the rest may be what kills the VMM.
+    fn host_memory(&self) -> HostMemory {
+        match self.settings.limit {
+            None => HostMemory::Whole,
+            // What earlier runs took is taken.
+            Some(limit) => HostMemory::UpTo(limit.saturating_sub(self.before.bytes())),
+        }
     }
 
     fn tell(&self, left: &[Left], faults: Option<u64>, report: &Report) {
@@ -176,8 +186,15 @@ fn shortfall(report: &Report) -> Option<String> {
         .second
         .unsupported
         .map(|why| format!("the guest's addresses are not mapped ahead, only the host's pages: {why}"));
+    let short = report.limit.as_ref().map(|limit| {
+        let left = report.host.abandoned.max(report.second.abandoned) >> 20;
+        format!(
+            "{left} MiB of the guest are left to its faults, since it does not fit into {limit}; raise that, or say by \
+             --limit SIZE how much may be taken all the same"
+        )
+    });
     let failed = [Stage::Host, Stage::Second].map(|stage| failed(report, stage));
-    let parts: Vec<_> = unsupported.into_iter().chain(failed.into_iter().flatten()).collect();
+    let parts: Vec<_> = unsupported.into_iter().chain(short).chain(failed.into_iter().flatten()).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 
@@ -191,11 +208,17 @@ fn failed(report: &Report, stage: Stage) -> Option<String> {
     let first = report.unmapped.iter().find(lost)?;
     Some(format!(
         "{} bytes could not be mapped at the {name} stage; the first at gpa {}: {}",
-        account.failed, first.range, first.reason
+        account.failed,
+        first.range,
+        report.explain(first)
     ))
 }
 
 impl Mapped {
+    fn bytes(&self) -> u64 {
+        self.populated.iter().map(|range| range.end - range.start).sum()
+    }
+
     /// What was mapped, with what another run has mapped.
     fn and(mut self, host: Vec<Range<u64>>, second: bool) -> Self {
         self.populated.extend(host);
@@ -286,5 +309,8 @@ mod tests {
         for part in ["6.11", "8192 bytes", "host stage", "0x1000"] {
             assert!(told.contains(part), "{part}: {told}");
         }
+        let report = Report { limit: Some("the limit of a cgroup".to_owned()), ..Report::default() };
+        let told = shortfall(&report).unwrap();
+        assert!(told.contains("the limit of a cgroup") && told.contains("--limit SIZE"), "{told}");
     }
 }

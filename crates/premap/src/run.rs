@@ -35,6 +35,7 @@ use crate::pipeline::{Job, Pipeline};
 use crate::plan::Plan;
 use crate::progress::{Progress, Told, nanos};
 use crate::report::{Reason, Report, Stage, Unsupported};
+use crate::room::Room;
 use crate::second_stage::{SecondStage, Usable};
 use crate::survey::{Survey, reason_at, survey};
 use crate::tally::{Numbered, Tally};
@@ -57,6 +58,8 @@ pub(crate) struct Terms {
     pub(crate) interrupt: Option<Interrupt>,
     pub(crate) unsupported: Unsupported,
     pub(crate) bytes: Option<u64>,
+    /// How much memory there is to take.
+    pub(crate) room: Room,
     pub(crate) host_threads: usize,
     /// How many vCPUs have work.
     pub(crate) vcpus: usize,
@@ -86,7 +89,8 @@ impl<'a> Run<'a> {
     /// none of it yet.
     pub(crate) fn new(terms: Terms, plan: &Plan, chunk_bytes: u64, control: &'a Control) -> Self {
         let mappings = Mappings::read(terms.stages, control.entrance.changes());
-        let Survey { pieces, lost } = survey(plan.pieces(), terms.stages, &mappings);
+        let Survey { pieces, mut lost } = survey(plan.pieces(), terms.stages, &mappings);
+        let pieces = terms.room.fit(pieces, terms.stages, &mut lost);
         for stage in [Stage::Host, Stage::Second] {
             control.meter.pass(stage, lost.bytes(stage));
         }
@@ -124,6 +128,9 @@ impl<'a> Run<'a> {
         let times = [Stage::Host, Stage::Second].map(|stage| self.clock.read(stage));
         let mut tally = self.lost;
         tally.merge(theirs);
+        if let Some(limit) = self.control.short_of() {
+            tally.limit.get_or_insert_with(|| limit.to_string());
+        }
         self.pipeline.lose_rest(self.control, self.terms.stages, &mut tally);
         let asked = self.control.meter.read().asked;
         let mut report = Report { asked, files: self.mappings.blamed(), ..Report::default() };
@@ -305,6 +312,7 @@ impl<'a> Run<'a> {
 
     /// Watches until every thread has ended.
     fn watch(&self, told: &mut Told<impl FnMut(&Progress)>) {
+        let mut room = self.terms.room.watch();
         let begin = self.control.meter.begin();
         while self.at_work.load(Ordering::Acquire) > 0 {
             let ended = self.control.ended().is_some();
@@ -314,7 +322,10 @@ impl<'a> Run<'a> {
                 self.wake();
             }
             self.watched.iter().for_each(|worker| worker.interrupt_after(limit, begin));
-            self.control.bell.wait(every);
+            self.control.bell.wait(room.wait().map_or(every, |wait| wait.min(every)));
+            if let Some(limit) = room.look() {
+                self.control.run_short(limit);
+            }
             told.tell(self.control);
         }
         told.last(self.control);

@@ -136,7 +136,7 @@ fn with_no_thread_calls_that_spin_are_interrupted_and_every_end_is_heard() {
         });
         without_threads(|| check(Engine::new().stop(&stop).patience(LONG), 20, Reason::Stopped));
     });
-    let soon = || Budget { deadline: Some(Instant::now() + Duration::from_millis(30)), bytes: None };
+    let soon = || Budget { deadline: Some(Instant::now() + Duration::from_millis(30)), ..Budget::default() };
     let slow = Pace::BytesPerSecond(1.try_into().unwrap());
     let guard = gate.close();
     without_threads(|| {

@@ -23,6 +23,10 @@ pub(crate) struct Exec {
     /// How long mapping may hold the guest back, as 500ms or 2s; the rest is left to the guest's faults
     #[arg(long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     deadline: Option<Duration>,
+    /// How much of the host's memory mapping ahead may take [default: the whole guest where the host can hold it, else
+    /// nothing]
+    #[arg(long, value_name = "SIZE", value_parser = pages, allow_negative_numbers = true)]
+    limit: Option<Size>,
     /// Threads that make memory present on the host, beside one for each vCPU at hand
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), allow_negative_numbers = true)]
     host_threads: Option<u16>,
@@ -101,6 +105,7 @@ impl Exec {
             },
             chunk: Some(self.chunk.0),
             deadline_ns: self.deadline.map(nanoseconds),
+            limit: self.limit.map(|size| size.0),
             host_threads: self.host_threads.map(usize::from),
             follow_ns: nanoseconds(self.follow),
             hotplug_pools: match self.hotplug_pools {
@@ -170,8 +175,8 @@ mod tests {
     #[test]
     fn every_flag_reaches_the_library() {
         let exec = parse(
-            "premap exec --strategy host-only --chunk 2M --deadline 1ms --host-threads 3 --follow 2h --seccomp trust \
-             --hotplug-pools map --report fd:7 --verbose vmm -x"
+            "premap exec --strategy host-only --chunk 2M --deadline 1ms --limit 1G --host-threads 3 --follow 2h \
+             --seccomp trust --hotplug-pools map --report fd:7 --verbose vmm -x"
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ")
@@ -182,6 +187,7 @@ mod tests {
             strategy: settings::Strategy::HostOnly,
             chunk: Some(2 << 20),
             deadline_ns: Some(1_000_000),
+            limit: Some(1 << 30),
             host_threads: Some(3),
             follow_ns: 7_200_000_000_000,
             hotplug_pools: settings::HotplugPools::Map,

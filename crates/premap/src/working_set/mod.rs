@@ -12,7 +12,7 @@
 //! # -> Result<(), Box<dyn std::error::Error>> {
 //! let set = WorkingSet::decode(&std::fs::read("guest.premap")?)?;
 //! let plan = Plan::new(set.first(&image, memory)?)?;
-//! let budget = Budget { bytes: Some(set.bytes()), deadline: None };
+//! let budget = Budget { bytes: Some(set.bytes()), ..Budget::default() };
 //! Engine::new().budget(budget).run(&plan, vcpus)?;
 //! # Ok(())
 //! # }
