@@ -1,9 +1,9 @@
 //! Dirty logging, and what it does to mappings.
 
-use premap::Engine;
+use premap::{Engine, Reason, Stage, Unmapped};
 use premap_guest::{Backing, Kernel, MappedPages, SlotFlags};
 
-use crate::fixture::{BASE, Fixture};
+use crate::fixture::{BASE, Fixture, PAGE, pages};
 use crate::raw::pre_fault_all;
 use crate::reach;
 
@@ -57,4 +57,16 @@ pub fn a_mapping_that_is_there_is_made_anew_only_before_6_13<K: Kernel>(kernel: 
     pre_fault_all(&mut fixture.machine.lend().vcpus[0], BASE, PAGES);
     let anew = if reach::version(&kernel.release()) < Some((6, 13)) { PAGES } else { 0 };
     assert_eq!(fixture.dirty(), anew);
+}
+
+/// What the engine is told is logged, it makes present on the host and leaves clean; the rest it maps.
+pub fn memory_that_is_told_to_be_logged_stays_clean<K: Kernel>(kernel: &K) {
+    const PAGES: u64 = 64;
+    let mut fixture = Fixture::with_flags(kernel, 1, PAGES, Backing::Anonymous, SlotFlags::LOG_DIRTY);
+    let report = fixture.map(Engine::new().dirty_logged([pages(0, PAGES - 8)]), &fixture.plan());
+    assert_eq!(report.host.mapped, PAGES * PAGE);
+    assert_eq!((report.second.mapped, report.second.skipped), (8 * PAGE, (PAGES - 8) * PAGE));
+    let expected = Unmapped { stage: Stage::Second, range: pages(0, PAGES - 8), reason: Reason::DirtyLogged };
+    assert_eq!(report.unmapped, [expected]);
+    assert_eq!(fixture.dirty(), 8);
 }

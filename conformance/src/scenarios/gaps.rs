@@ -56,7 +56,7 @@ pub fn unmapped_host_memory_fails_to_the_byte<K: Kernel>(kernel: &K) {
     };
     let mut fixture = holed();
     let report = fixture.map(Engine::new(), &fixture.plan());
-    assert_eq!(lost(&report, Stage::Host), [(pages(100, 3), Reason::Errno(Errno::INVAL))]);
+    assert_eq!(lost(&report, Stage::Host), [(pages(100, 3), Reason::NoAccess)]);
     assert_eq!(lost(&report, Stage::Second), [(pages(100, 3), Reason::HostStageFailed)]);
     assert_eq!(report.second.mapped, 509 * PAGE);
 

@@ -4,7 +4,8 @@ use std::thread;
 use std::time::Duration;
 
 use premap::Gpa;
-use premap_guest::{Access, Backing, GuestError, Kernel};
+use premap_address_space::{AddressSpace, Exclusivity, State};
+use premap_guest::{Access, Backing, GuestError, Kernel, Memory};
 use premap_kvm::abi::{
     KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region,
 };
@@ -169,4 +170,30 @@ pub fn a_slot_made_again_under_a_pre_fault_is_mapped_in_the_end<K: Kernel>(kerne
     let (words, faults) = read(&mut arena, SLOT);
     assert_eq!(words, sum(SLOT));
     assert!(faults <= FEW, "{faults} faults on memory mapped ahead");
+}
+
+/// A slot that moves leaves a stale root. A pre-fault that spins on it, as before Linux 6.15, asks the host for its first page
+/// again and again, and for no other.
+pub fn a_stale_root_costs_the_host_one_page<K: Kernel>(kernel: &K) {
+    const COUNT: u64 = 1024;
+    let moved = RawSlot { gpa: Gpa::new(BASE.raw() + COUNT * PAGE), pages: COUNT, ..SLOT };
+    let mut arena = Arena::new(kernel, COUNT, Backing::Anonymous);
+    arena.set(RawSlot { gpa: BASE, ..moved }).expect("the slot can be made");
+    assert_eq!(pre_fault(arena.vcpu(0), moved.gpa, 1).0, Err(Errno::NOENT), "the root is loaded");
+    arena.set(moved).expect("a slot can be moved");
+    let call = || pre_fault(arena.vcpu(0), moved.gpa, COUNT);
+    let ((result, left), _) = storm::interrupted_after(Duration::from_millis(200), call);
+    let present = present(arena.memory());
+    match result {
+        Err(Errno::INTR) => assert_eq!((left, present), (COUNT, 1)),
+        other => assert_eq!((other, present), (Ok(()), COUNT - left), "the root was taken anew"),
+    }
+}
+
+/// How many of the memory's pages the host has, zero pages too.
+fn present(memory: &Memory) -> u64 {
+    let host = AddressSpace::open().expect("/proc is mounted");
+    let whole = memory.hva()..memory.hva().wrapping_add(memory.bytes());
+    let runs = host.query_all(whole, Exclusivity::Assume).expect("the host can be asked");
+    runs.iter().filter(|run| run.state != State::Absent).map(|run| run.pages).sum()
 }

@@ -17,6 +17,8 @@
 //! shared mapping or a private page that is ours alone. The zero page, the page cache under a private file mapping and
 //! pages shared by fork or KSM are present but not writable: a write must copy them first.
 
+mod file;
+mod file_systems;
 pub mod limits;
 mod mappings;
 mod pages;
@@ -31,7 +33,7 @@ use rustix::io::Errno;
 
 pub use pages::Exclusivity;
 pub use present::{copied, present};
-pub use smaps::{Area, Kind, areas};
+pub use smaps::{Area, Kind, MappedFile, areas};
 
 /// What the host has at a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,13 +27,13 @@ pub(crate) struct Mapping {
 
 impl Mapping {
     fn of(area: &Area) -> Self {
-        let &Area { end, readable, writable, shared, file, page_bytes, .. } = area;
+        let Area { end, readable, writable, shared, page_bytes, ref file, .. } = *area;
         Self {
             end: Hva::new(end),
             read: readable,
             write: writable,
             shared,
-            file,
+            file: file.is_some(),
             page_size: page_size(page_bytes),
         }
     }

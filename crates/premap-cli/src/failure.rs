@@ -34,7 +34,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(gone) {
         return ExitCode::SUCCESS;
     }
-    tell(format_args!("{}", one_line(&format!("{error:#}"))));
+    tell(format_args!("{}", one_line(&told(error))));
     if error.is::<BadUse>() { ExitCode::from(BAD_USE) } else { ExitCode::FAILURE }
 }
 
@@ -95,6 +95,15 @@ fn usage_line(error: &clap::Error) -> String {
     }
 }
 
+/// The error and its causes, but for what has been said: many an error's own words end in its cause's.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        said if said.ends_with(&cause) => text,
+        said => format!("{said}: {cause}"),
+    })
+}
+
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -110,6 +119,16 @@ mod tests {
     fn check(arguments: &[&str], expected: &str) {
         let error = Options::try_parse_from(["premap"].iter().chain(arguments)).unwrap_err();
         assert_eq!(usage_line(&error), expected);
+    }
+
+    #[test]
+    fn a_cause_that_an_error_s_own_words_end_in_is_told_once() {
+        let cause = || anyhow::anyhow!("no such file");
+        assert_eq!(
+            told(&cause().context("opening it: no such file").context("--out x")),
+            "--out x: opening it: no such file"
+        );
+        assert_eq!(told(&cause().context("opening it")), "opening it: no such file");
     }
 
     #[test]
@@ -132,7 +151,7 @@ mod tests {
         check(&["run", "--vcpus", "0"], "--vcpus 0: not a number of vCPUs; give 1 to 1024");
         check(
             &["run", "--deadline", "5"],
-            "--deadline 5: not a time; write a number and its unit, as 500ms or 2s",
+            "--deadline 5: not a time; write a number and us, ms, s, m or h after it, as 500ms or 2s",
         );
         check(&["run", "--memry", "1"], "--memry: no such flag; did you mean --memory?");
         check(&["run", "--json", "--json"], "--json: given twice; give it once");

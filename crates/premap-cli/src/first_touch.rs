@@ -15,6 +15,7 @@ use premap_guest::{
 use premap_kvm::probe;
 
 use crate::mapping::Mapping;
+use crate::output::account::shortfall;
 use crate::output::progress::Bar;
 use crate::record::{Recorded, watch};
 use crate::strategy::Strategy;
@@ -75,10 +76,23 @@ impl Outcome {
         }
     }
 
+    /// One of a strategy that cost and brought nothing.
+    #[cfg(test)]
+    pub(crate) fn of(strategy: Strategy) -> Self {
+        Self {
+            strategy,
+            report: Report::default(),
+            unsupported: None,
+            guest_ns: 0,
+            faults: 0,
+            exits: 0,
+            mapped: MappedPages::default(),
+        }
+    }
+
     /// Why a stage that the strategy has did not map everything, if so.
     pub(crate) fn shortfall(&self, stage: Stage) -> Option<Reason> {
-        let reasons = self.report.unmapped.iter().filter(|lost| lost.stage == stage).map(|lost| lost.reason);
-        reasons.into_iter().find(|reason| *reason != Reason::NotAsked)
+        shortfall(&self.report, stage)
     }
 }
 

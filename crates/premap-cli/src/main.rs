@@ -12,6 +12,7 @@ mod options;
 mod output;
 mod record;
 mod run;
+mod series;
 mod size;
 mod strategy;
 mod td;

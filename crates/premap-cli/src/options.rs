@@ -49,9 +49,12 @@ pub(crate) enum Command {
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) machine: Machine,
-    /// How the memory is mapped ahead of the guest
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) strategy: Choice,
+    /// How the memory is mapped ahead of the guest: one strategy, or more with commas between, to be compared
+    #[arg(long, value_enum, value_name = "STRATEGY", value_delimiter = ',', default_value = "all")]
+    pub(crate) strategy: Vec<Choice>,
+    /// How often each strategy is measured, once a round: figures are medians, with the lowest and the highest
+    #[arg(long, value_name = "N", default_value = "1", value_parser = rounds, allow_negative_numbers = true)]
+    pub(crate) repeat: u32,
     /// How much is mapped by one call: 16M, or 2M in the background, unless given
     #[arg(long, value_name = "SIZE", value_parser = pages, allow_negative_numbers = true)]
     pub(crate) chunk: Option<Size>,
@@ -60,7 +63,7 @@ pub(crate) struct Run {
     pub(crate) deadline: Option<Duration>,
     #[command(flatten)]
     pub(crate) first: working_set::Flags,
-    /// Print JSON: an array with an object for each strategy
+    /// Print JSON: an array with an object for each strategy, its medians, accounts and all of its samples
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -115,7 +118,7 @@ pub(crate) enum Backend {
 }
 
 /// One strategy or all of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Choice {
     /// Nothing is mapped ahead
     Demand,
@@ -128,7 +131,6 @@ pub(crate) enum Choice {
     /// The same, on spare vCPUs while the guest runs already
     Background,
     /// Each that maps before the guest runs, and demand, on a fresh machine
-    #[default]
     All,
 }
 
@@ -187,6 +189,13 @@ fn vcpus(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "not a number of vCPUs; give 1 to 1024".to_owned())
 }
 
+fn rounds(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|count| (1..=1000).contains(count))
+        .ok_or_else(|| "not a number of rounds; give 1 to 1000".to_owned())
+}
+
 fn profile(text: &str) -> Result<Profile, String> {
     let names = || Profile::ALL.iter().map(|profile| profile.name()).collect::<Vec<_>>().join(", ");
     text.parse().map_err(|_| format!("no such profile; give one of {}", names()))
@@ -219,6 +228,6 @@ mod tests {
             (Backing::Anonymous, None, None, 1)
         );
         assert_eq!((Touching::default(), Ordering::default()), (Touching::Write, Ordering::Ascending));
-        assert_eq!((run.strategy, run.chunk, run.deadline, run.json), (Choice::All, None, None, false));
+        assert_eq!((run.strategy, run.chunk, run.deadline, run.json), (vec![Choice::All], None, None, false));
     }
 }

@@ -5,18 +5,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use premap::Touch;
 use premap::working_set::{Identity, Recorder, WorkingSet};
+use premap_kvm::Errno;
 use serde_json::json;
 
 use crate::backend::{self, Backend};
 use crate::first_touch;
 use crate::linux_guest::{Bootable, Guest};
 use crate::options::Machine;
+use crate::output::account::{self, Account};
 use crate::run::{check, setting};
-use crate::size::{Size, thousands};
+use crate::size::{Size, counted};
 
 /// How often the memory is looked at.
 const INTERVAL: Duration = Duration::from_millis(4);
@@ -40,6 +42,8 @@ pub(crate) struct Record {
 /// What a run left.
 pub(crate) struct Recorded {
     pub(crate) set: WorkingSet,
+    /// Bytes that were watched.
+    pub(crate) watched: u64,
     pub(crate) looks: u64,
     pub(crate) method: String,
     pub(crate) faults: u64,
@@ -71,11 +75,25 @@ pub(crate) fn watch(
 ) -> anyhow::Result<Recorded> {
     let failed = "looking at the guest's memory failed";
     let mut recorder = Recorder::new(memory).context(failed)?;
-    let faults = recorder.watch(INTERVAL, guest).context(failed)??;
+    let faults = recorder.watch(INTERVAL, guest).map_err(|errno| match errno {
+        Errno::AGAIN => anyhow!(
+            "the host gave no thread to look at the guest's memory ({errno}); raise the limit of threads: `ulimit -u`, or \
+             pids.max of the cgroup"
+        ),
+        errno => anyhow!("{failed}: {errno}"),
+    })??;
     let (looks, method) = (recorder.looks(), recorder.method().to_string());
     let set = recorder.finish(identity)?;
     ensure!(set.bytes() > 0, "the guest touched nothing");
-    Ok(Recorded { set, looks, method, faults })
+    let watched = memory.iter().map(|region| region.range.bytes()).sum();
+    Ok(Recorded { set, watched, looks, method, faults })
+}
+
+/// What became of the memory that was watched. The guest maps it by its own touches: `mapped` is what it touched, and
+/// `skipped` what it did not. Nothing fails or is given up: the whole recording would be.
+fn account(recorded: &Recorded) -> Account {
+    let (asked, mapped) = (recorded.watched, recorded.set.bytes());
+    Account { asked, mapped, skipped: asked.saturating_sub(mapped), ..Account::default() }
 }
 
 /// Bytes that were written, and that were only read.
@@ -86,26 +104,32 @@ fn bytes(set: &WorkingSet) -> (u64, u64) {
 }
 
 fn text(options: &Record, recorded: &Recorded) -> String {
-    let Recorded { set, looks, method, faults } = recorded;
+    let Recorded { set, looks, method, faults, .. } = recorded;
     let (written, read) = bytes(set);
+    let table = account::table("memory", [("watched".to_owned(), "guest", account(recorded))]);
     format!(
-        "{}: {} in {} ranges, {} of it written and {} only read.\n\
-         Recorded by {method} in {} looks, while the guest took {} faults.\n",
+        "{}: {} in {}, {} of it written and {} only read.\n\
+         Recorded by {method} in {}, while the guest took {}.\n\n{table}\n\n\
+         asked        what was watched: the sum of the other four\n\
+         mapped       what the guest touched, and so is in the file\n\
+         skipped      what it did not touch\n",
         options.out.display(),
         Size(set.bytes()),
-        thousands(set.touched().len() as u64),
+        counted(set.touched().len() as u64, "range"),
         Size(written),
         Size(read),
-        thousands(*looks),
-        thousands(*faults),
+        counted(*looks, "look"),
+        counted(*faults, "fault"),
     )
 }
 
 fn json(options: &Record, recorded: &Recorded) -> String {
-    let Recorded { set, looks, method, faults } = recorded;
+    let Recorded { set, looks, method, faults, .. } = recorded;
     let (written, read) = bytes(set);
+    let Account { asked, mapped, skipped, failed, abandoned } = account(recorded);
     let object = json!({
-        "out": options.out, "bytes": set.bytes(), "ranges": set.touched().len(), "written_bytes": written,
+        "out": options.out, "asked": asked, "mapped": mapped, "skipped": skipped, "failed": failed,
+        "abandoned": abandoned, "bytes": set.bytes(), "ranges": set.touched().len(), "written_bytes": written,
         "read_bytes": read, "page_bytes": set.page_size().bytes(), "identity": set.identity().to_string(),
         "method": method, "looks": looks, "faults": faults,
     });

@@ -17,8 +17,9 @@ use crate::mapping::Mapping;
 use crate::options;
 use crate::output::progress::Bar;
 use crate::output::{json, table};
+use crate::series::Series;
 use crate::size::Size;
-use crate::strategy::Strategy;
+use crate::strategy::{Strategy, chosen};
 
 /// What all outcomes of one run have in common.
 pub(crate) struct Common {
@@ -28,6 +29,8 @@ pub(crate) struct Common {
     pub(crate) kernel: String,
     pub(crate) guest: Guest,
     pub(crate) setting: Setting,
+    /// How often each strategy was measured.
+    pub(crate) rounds: u32,
 }
 
 /// Runs the strategies and prints what they cost.
@@ -92,45 +95,47 @@ fn run_on<K: Kernel>(kernel: &K, options: &options::Run, mapping: &Mapping) -> a
     compare(kernel, options, |strategy, bar| measure(kernel, &setting, mapping, strategy, bar))
 }
 
-/// Measures each strategy asked for, and prints what they cost.
+/// Measures each strategy asked for, once a round, and prints what they cost.
 fn compare<K: Kernel>(
     kernel: &K,
     options: &options::Run,
     measure: impl Fn(Strategy, &Bar) -> anyhow::Result<Outcome>,
 ) -> anyhow::Result<ExitCode> {
     let setting = setting(&options.machine);
-    let mut outcomes = Vec::new();
-    for strategy in options.strategy.strategies() {
-        let bar = Bar::new(strategy, setting.bytes);
-        let outcome = measure(strategy, &bar);
-        outcomes.push(outcome.with_context(|| strategy.name())?);
+    let mut all: Vec<Series> = Vec::new();
+    for _ in 0..options.repeat {
+        for strategy in chosen(&options.strategy) {
+            let bar = Bar::new(strategy, setting.bytes);
+            let outcome = measure(strategy, &bar).with_context(|| strategy.name())?;
+            match all.iter_mut().find(|series| series.strategy() == strategy) {
+                Some(series) => series.push(outcome),
+                None => all.push(Series::new(outcome)),
+            }
+        }
     }
-    let guest = options.machine.linux.guest;
-    let common = Common { backend: K::NAME, kernel: kernel.release(), guest, setting };
-    let text = if options.json { json::array(&common, &outcomes)? } else { table::text(&common, &outcomes) };
+    let (guest, rounds) = (options.machine.linux.guest, options.repeat);
+    let common = Common { backend: K::NAME, kernel: kernel.release(), guest, setting, rounds };
+    let text = if options.json { json::array(&common, &all)? } else { table::text(&common, &all) };
     stdout().lock().write_all(text.as_bytes()).context("writing to stdout")?;
-    Ok(told_failures(&outcomes))
+    Ok(told_failures(&all))
 }
 
 /// Tells of memory that the kernel refused to map. What a deadline left is no failure.
-fn told_failures(outcomes: &[Outcome]) -> ExitCode {
+fn told_failures(all: &[Series]) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
-    for outcome in outcomes {
-        for (stage, report) in [(Stage::Host, &outcome.report.host), (Stage::Second, &outcome.report.second)]
-        {
-            let stage_name = match stage {
-                Stage::Host => "host",
-                Stage::Second => "second",
+    for series in all {
+        for (stage, name) in [(Stage::Host, "host"), (Stage::Second, "second")] {
+            let failed = |outcome: &&Outcome| match stage {
+                Stage::Host => outcome.report.host.failed,
+                Stage::Second => outcome.report.second.failed,
             };
-            if report.failed > 0 {
-                let why = outcome.shortfall(stage).map(|reason| reason.to_string()).unwrap_or_default();
-                tell(format_args!(
-                    "{}: {} failed at the {stage_name} stage: {why}",
-                    outcome.strategy.name(),
-                    Size(report.failed)
-                ));
-                code = ExitCode::FAILURE;
-            }
+            let Some(worst) = series.samples().max_by_key(failed).filter(|worst| failed(worst) > 0) else {
+                continue;
+            };
+            let why = worst.shortfall(stage).map(|reason| reason.to_string()).unwrap_or_default();
+            let (strategy, bytes) = (series.strategy().name(), Size(failed(&worst)));
+            tell(format_args!("{strategy}: {bytes} failed at the {name} stage: {why}"));
+            code = ExitCode::FAILURE;
         }
     }
     code

@@ -56,15 +56,16 @@ impl fmt::Display for Size {
     }
 }
 
-/// Reads a time with its unit: `500ms`, `2s`, `1.5s`.
+/// Reads a time with its unit, `us`, `ms`, `s`, `m` or `h`: `500ms`, `2s`, `1.5h`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let bad = || "not a time; write a number and its unit, as 500ms or 2s".to_owned();
+    let bad = || "not a time; write a number and us, ms, s, m or h after it, as 500ms or 2s".to_owned();
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let seconds = match &text[number.len()..] {
         "us" => 1e-6,
         "ms" => 1e-3,
         "s" => 1.0,
         "m" => 60.0,
+        "h" => 3600.0,
         _ => return Err(bad()),
     };
     let number: f64 = number.parse().map_err(|_| bad())?;
@@ -86,6 +87,12 @@ pub(crate) fn thousands(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// So many of something whose plural ends in s: `1 page`, `1,024 pages`.
+pub(crate) fn counted(number: u64, noun: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{ending}", thousands(number))
 }
 
 /// A time in the unit that suits it, to three digits or so.
@@ -155,9 +162,12 @@ mod tests {
 
     #[test]
     fn times_need_a_unit_and_are_never_nothing() {
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1_500)));
-        for text in ["", "5", "ms", "-1s", "0s", "1h", "nans", "infs", "1e400s"] {
+        for (text, ms) in
+            [("500ms", 500), ("1.5s", 1_500), ("2000us", 2), ("90m", 5_400_000), ("0.5h", 1_800_000)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "5", "ms", "-1s", "0s", "0h", "1d", "1hm", "1 h", "nans", "infs", "1e400s"] {
             assert!(duration(text).unwrap_err().contains("500ms"), "{text}");
         }
     }
@@ -167,6 +177,7 @@ mod tests {
         assert_eq!(thousands(0), "0");
         assert_eq!(thousands(999), "999");
         assert_eq!(thousands(1_048_576), "1,048,576");
+        assert_eq!((counted(1, "page"), counted(0, "page")), ("1 page".to_owned(), "0 pages".to_owned()));
         assert_eq!(time(0), "0");
         assert_eq!(time(950), "950 ns");
         assert_eq!(time(1_234), "1.23 µs");

@@ -62,9 +62,19 @@ impl Serialize for Strategy {
     }
 }
 
+/// The strategies chosen, each once, in the order in which they run.
+pub(crate) fn chosen(choices: &[Choice]) -> Vec<Strategy> {
+    let mut chosen = Vec::new();
+    for strategy in choices.iter().flat_map(|choice| choice.strategies()) {
+        if !chosen.contains(&strategy) {
+            chosen.push(strategy);
+        }
+    }
+    chosen
+}
+
 impl Choice {
-    /// The strategies chosen, in the order in which they run.
-    pub(crate) fn strategies(self) -> Vec<Strategy> {
+    fn strategies(self) -> Vec<Strategy> {
         match self {
             Self::Demand => vec![Strategy::Demand],
             Self::SecondOnly => vec![Strategy::SecondOnly],

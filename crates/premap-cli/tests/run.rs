@@ -44,6 +44,8 @@ fn json_has_an_object_a_strategy_with_every_field() {
                 "mapped",
                 "memory_bytes",
                 "pages",
+                "repeat",
+                "samples",
                 "second",
                 "strategy",
                 "total_ns",
@@ -51,8 +53,25 @@ fn json_has_an_object_a_strategy_with_every_field() {
             ]
         );
         for (part, fields) in [
-            ("host", vec!["bytes", "ns"]),
-            ("second", vec!["bytes", "calls", "ns", "reason", "supported"]),
+            (
+                "host",
+                vec!["abandoned", "asked", "bytes", "calls", "failed", "mapped", "ns", "reason", "skipped"],
+            ),
+            (
+                "second",
+                vec![
+                    "abandoned",
+                    "asked",
+                    "bytes",
+                    "calls",
+                    "failed",
+                    "mapped",
+                    "ns",
+                    "reason",
+                    "skipped",
+                    "supported",
+                ],
+            ),
             ("guest", vec!["exits", "faults", "ns"]),
             ("mapped", vec!["pages_1g", "pages_2m", "pages_4k"]),
         ] {
@@ -64,6 +83,10 @@ fn json_has_an_object_a_strategy_with_every_field() {
         assert_eq!(row["kernel"], "6.12");
         assert_eq!((&row["backing"], &row["vcpus"]), (&json!("anon"), &json!(1)));
         assert_eq!((&row["memory_bytes"], &row["pages"]), (&json!(PAGES * 4096), &json!(PAGES)));
+        assert_eq!((&row["repeat"], row["samples"].as_array().map(Vec::len)), (&json!(1), Some(1)));
+        for part in ["host", "second", "guest", "mapped", "total_ns"] {
+            assert_eq!(row["samples"][0][part], row[part], "one sample is its own median");
+        }
         let ns = |part: &str| row[part]["ns"].as_u64().unwrap();
         assert_eq!(row["total_ns"].as_u64().unwrap(), ns("host") + ns("second") + ns("guest"));
         assert!(ns("guest") > 0);
@@ -85,6 +108,40 @@ fn strategies_cost_what_linux_makes_them_cost() {
     assert_eq!(counts("second-only"), (2 * PAGES, 0, bytes));
     assert_eq!(counts("host-only"), (PAGES, bytes, 0));
     assert_eq!(counts("two-stage"), (0, bytes, bytes));
+}
+
+#[test]
+fn strategies_are_chosen_by_a_list_and_run_once_each() {
+    let names = |flags: &str| -> Vec<_> {
+        let rows = rows(&format!("--vcpus 2 --strategy {flags}"));
+        rows.iter().map(|row| row["strategy"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names("demand,background"), ["demand", "background"]);
+    assert_eq!(names("two-stage,all"), ["two-stage", "demand", "second-only", "host-only"]);
+    assert_eq!(names("all,background").len(), 5);
+    let text = premap("run --backend soft --memory 4M --strategy demand,background").stdout;
+    let background = text.lines().find(|line| line.starts_with(" background")).unwrap();
+    assert!(background.contains('×'), "nothing is beside demand: {background}");
+}
+
+#[test]
+fn rounds_are_told_by_median_and_range_and_one_sample_as_what_it_is() {
+    let rows = rows("--strategy demand,background --repeat 4");
+    for row in &rows {
+        let samples = row["samples"].as_array().unwrap();
+        assert_eq!((&row["repeat"], samples.len()), (&json!(4), 4));
+        for figure in ["/total_ns", "/guest/ns", "/guest/faults", "/guest/exits", "/host/ns", "/second/ns"] {
+            let mut values: Vec<_> =
+                samples.iter().map(|sample| sample.pointer(figure).unwrap().as_u64().unwrap()).collect();
+            values.sort_unstable();
+            assert_eq!(row.pointer(figure).unwrap().as_u64(), Some(values[1]), "{figure} of {values:?}");
+        }
+    }
+    let text =
+        |flags: &str| premap(&format!("run --backend soft --memory 4M --strategy demand {flags}")).stdout;
+    let unknown = "one sample, whose spread is unknown";
+    assert!(text("").contains(unknown) && !text("--repeat 2").contains(unknown));
+    assert!(text("--repeat 2").contains("medians of 2 rounds"));
 }
 
 #[test]

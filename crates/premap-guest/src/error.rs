@@ -137,6 +137,20 @@ pub enum MachineError {
         /// Why.
         error: GuestError,
     },
+    /// The host gives no thread for each vCPU.
+    #[error(
+        "{}, and after {started} the host gave no more ({errno}); use fewer vCPUs, or raise the limit of threads: \
+         `ulimit -u`, or pids.max of the cgroup",
+        if *wanted == 1 { "1 vCPU needs a thread".to_owned() } else { format!("{wanted} vCPUs need a thread each") }
+    )]
+    Threads {
+        /// How many could be started.
+        started: usize,
+        /// How many were wanted.
+        wanted: usize,
+        /// What starting the next one gave.
+        errno: Errno,
+    },
     /// This kernel does not count what is asked for.
     #[error("this KVM has no statistic {0}; Linux 5.14 or later has it")]
     NoStatistic(&'static str),

@@ -28,6 +28,7 @@ mod private;
 mod slots;
 mod soft;
 mod td;
+mod threads;
 mod touch;
 
 pub use backing::{Backing, UnknownBacking};
@@ -41,4 +42,5 @@ pub use private::{FileOperation, GuestMemfd, PrivateMemory, VmType};
 pub use slots::{Slot, SlotFlags, SlotId, Slots};
 pub use soft::{Soft, SoftGuest, SoftMachineVm};
 pub use td::{Acceptance, TdMachine};
+pub use threads::no_thread;
 pub use touch::{Access, Order, Slice, Touch, word_of};

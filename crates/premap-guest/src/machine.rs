@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Barrier;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use premap_address::{GpaRange, Hva};
@@ -13,7 +11,8 @@ use premap_softkvm::MemoryFault;
 use crate::error::{GuestError, MachineError, call};
 use crate::mode::Mode;
 use crate::private::{PrivateMemory, VmType};
-use crate::slots::{Slot, SlotId, Slots};
+use crate::slots::{Slot, SlotId, Slots, give_back};
+use crate::threads::together;
 use crate::touch::{Slice, Touch};
 
 /// A KVM on which machines are made.
@@ -99,11 +98,18 @@ pub trait Guest: Vcpu {
 /// A VM, its vCPUs and its memory.
 #[derive(Debug)]
 pub struct Machine<K: Kernel> {
-    // Dropped in this order: the memory outlives the VM that was told of it.
     vcpus: Vec<K::Vcpu>,
     spares: Vec<K::Vcpu>,
     vm: K::Vm,
     slots: BTreeMap<SlotId, Slot>,
+}
+
+impl<K: Kernel> Drop for Machine<K> {
+    fn drop(&mut self) {
+        for (id, slot) in std::mem::take(&mut self.slots) {
+            give_back(&self.vm, [id.number()], slot.into_memory());
+        }
+    }
 }
 
 /// A machine's parts, lent together.
@@ -211,7 +217,7 @@ impl<K: Kernel> Machine<K> {
     /// Touches the pages on all vCPUs at once, as [`Touch::run`] does.
     ///
     /// # Errors
-    /// The first vCPU's error, if any; all have ended then.
+    /// The first vCPU's error, if any; all have ended then. A thread that the host does not give; none has begun then.
     ///
     /// # Panics
     /// If a vCPU's thread panicked.
@@ -247,7 +253,7 @@ impl Touch {
     /// Touches the pages on these vCPUs at once, a slice each.
     ///
     /// # Errors
-    /// The first vCPU's error, if any; all have ended then.
+    /// The first vCPU's error, if any; all have ended then. A thread that the host does not give; none has begun then.
     ///
     /// # Panics
     /// If a vCPU's thread panicked.
@@ -258,7 +264,7 @@ impl Touch {
             vcpu.prepare(slice).map_err(|error| MachineError::Guest { vcpu: index, error })?;
             before.push(Cost::of(vcpu)?);
         }
-        let times = run_all(vcpus, &slices);
+        let times = run_all(vcpus, &slices)?;
         let (mut first, mut last, mut sum) = (None, None, 0_u64);
         for (vcpu, (start, end, result)) in times.into_iter().enumerate() {
             sum = sum.wrapping_add(result.map_err(|error| MachineError::Guest { vcpu, error })?);
@@ -276,27 +282,16 @@ impl Touch {
     }
 }
 
+/// A vCPU's entry, its end, and what it came to.
+type Timed = (Instant, Instant, Result<u64, GuestError>);
+
 /// Runs each vCPU that has pages on a thread of its own, all released at once.
-fn run_all<G: Guest + Send>(
-    vcpus: &mut [G],
-    slices: &[Slice],
-) -> Vec<(Instant, Instant, Result<u64, GuestError>)> {
-    let busy: Vec<_> =
-        vcpus.iter_mut().zip(slices).filter(|(_, slice)| slice.pages > 0).map(|(vcpu, _)| vcpu).collect();
-    let barrier = &Barrier::new(busy.len());
-    thread::scope(|scope| {
-        let threads: Vec<_> = busy
-            .into_iter()
-            .map(|vcpu| {
-                scope.spawn(move || {
-                    barrier.wait();
-                    let start = Instant::now();
-                    let result = vcpu.run();
-                    (start, Instant::now(), result)
-                })
-            })
-            .collect();
-        threads.into_iter().map(|thread| thread.join().expect("a vCPU's thread doesn't panic")).collect()
+fn run_all<G: Guest + Send>(vcpus: &mut [G], slices: &[Slice]) -> Result<Vec<Timed>, MachineError> {
+    let busy = vcpus.iter_mut().zip(slices).filter(|(_, slice)| slice.pages > 0).map(|(vcpu, _)| vcpu);
+    together(busy.collect(), |vcpu: &mut G| {
+        let start = Instant::now();
+        let result = vcpu.run();
+        (start, Instant::now(), result)
     })
 }
 

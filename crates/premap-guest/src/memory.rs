@@ -224,7 +224,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours and its last user, a memslot, was deleted or died with its VM (see `Machine`).
+        // SAFETY: the mapping is ours and its last user, a memslot, was deleted before (see `slots`).
         let unmapped = unsafe { rustix::mm::munmap(self.base, self.len) };
         debug_assert!(unmapped.is_ok(), "munmap of an owned mapping failed: {unmapped:?}");
     }

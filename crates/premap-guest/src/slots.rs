@@ -1,7 +1,8 @@
 //! The memslots of a machine and the memory in them.
 //!
-//! A slot owns its [`Memory`] from the moment that KVM is told of it until the slot is deleted or the VM is gone: this
-//! is what makes handing it to KVM safe.
+//! A slot owns its [`Memory`] from the moment that KVM is told of it until KVM has deleted the slot: this is what makes
+//! handing it to KVM safe. The machine's end alone would not do, since a VM may outlive its machine: by a clone of its
+//! handle, or by a vCPU that was swapped into another machine.
 // UNSAFETY: KVM_SET_USER_MEMORY_REGION, whose contract is the ownership above.
 #![expect(unsafe_code, reason = "hands owned memory to KVM")]
 
@@ -10,6 +11,7 @@ use std::fmt;
 use std::ops::{BitOr, Range};
 
 use premap_address::{Gpa, GpaRange};
+use premap_kvm::Vm;
 use premap_kvm::abi::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 
 use crate::error::{MachineError, MemoryError, call};
@@ -82,6 +84,10 @@ impl Slot {
         &self.memory
     }
 
+    pub(crate) fn into_memory(self) -> Memory {
+        self.memory
+    }
+
     fn region(&self, id: SlotId) -> kvm_userspace_memory_region {
         kvm_userspace_memory_region {
             slot: id.0,
@@ -136,10 +142,10 @@ impl<'a, V: MachineVm> Slots<'a, V> {
     /// # Errors
     /// No such slot, or what KVM gives: EINVAL, since read-only can't be changed.
     pub fn set_flags(&mut self, id: SlotId, flags: SlotFlags) -> Result<(), MachineError> {
-        let slot = self.map.get_mut(&id).ok_or(MachineError::NoSlot(id.0))?;
-        let region = kvm_userspace_memory_region { flags: flags.0, ..slot.region(id) };
-        slot.flags = flags;
-        self.tell(&region)
+        let slot = self.map.get(&id).ok_or(MachineError::NoSlot(id.0))?;
+        self.tell(&kvm_userspace_memory_region { flags: flags.0, ..slot.region(id) })?;
+        self.map.entry(id).and_modify(|slot| slot.flags = flags);
+        Ok(())
     }
 
     /// Gives pages of a slot back to the host, as [`Memory::discard`] does.
@@ -181,7 +187,21 @@ impl<'a, V: MachineVm> Slots<'a, V> {
 
     fn tell(&self, region: &kvm_userspace_memory_region) -> Result<(), MachineError> {
         // SAFETY: the region is a `Memory`'s, which is only ever reached atomically and which a slot in `map` owns until
-        // KVM has deleted it; `Machine` drops the VM before the slots.
+        // KVM has deleted it; `Machine` gives the memory of those that are left to `give_back`.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(call("KVM_SET_USER_MEMORY_REGION"))
+    }
+}
+
+/// Deletes the slots that show `memory` to a VM, and frees it when all are gone.
+///
+/// Where KVM did not delete one, the memory is never freed: whoever still has the VM could have a guest touch what lies
+/// there next.
+pub(crate) fn give_back(vm: &impl Vm, slots: impl IntoIterator<Item = u32>, memory: Memory) {
+    for slot in slots {
+        let deletion = kvm_userspace_memory_region { slot, ..Default::default() };
+        // SAFETY: a region of no bytes deletes a slot and hands no memory over.
+        if unsafe { vm.set_user_memory_region(&deletion) }.is_err() {
+            return std::mem::forget(memory);
+        }
     }
 }

@@ -1,9 +1,8 @@
 //! A TD on the software KVM, and a guest that accepts its memory.
-// UNSAFETY: KVM_SET_USER_MEMORY_REGION2. The machine owns the memory that it names, and drops it after the VM.
+// UNSAFETY: KVM_SET_USER_MEMORY_REGION2. The machine owns the memory that it names, and frees it by way of `give_back`.
 #![expect(unsafe_code, reason = "hands owned memory to KVM")]
 
-use std::sync::{Arc, Barrier};
-use std::thread;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use premap_address::{GpaRange, PAGE_SIZE};
@@ -19,6 +18,8 @@ use premap_softkvm::{GuestFault, GuestMemfd, Profile, SoftConfig, SoftVcpu, Soft
 use crate::backing::Backing;
 use crate::error::{GuestError, MachineError, call};
 use crate::memory::Memory;
+use crate::slots::give_back;
+use crate::threads::together;
 
 /// XFAM of the TD: x87 and SSE.
 const XFAM: u64 = 3;
@@ -26,11 +27,11 @@ const XFAM: u64 = 3;
 /// A TD with private memory and vCPUs, initialised and not launched.
 #[derive(Debug)]
 pub struct TdMachine {
-    // Dropped in this order: the memory outlives the VM that was told of it.
     vcpus: Vec<SoftVcpu>,
     vm: SoftVm,
-    _private: Vec<GuestMemfd>,
-    _shared: Vec<Memory>,
+    private: Vec<GuestMemfd>,
+    /// By the number of its slot.
+    shared: Vec<Memory>,
     host: Arc<TdxHost>,
 }
 
@@ -45,6 +46,14 @@ pub struct Acceptance {
     pub already: u64,
     /// Exits that an EPT violation caused, over all vCPUs.
     pub exits: u64,
+}
+
+impl Drop for TdMachine {
+    fn drop(&mut self) {
+        for (slot, memory) in (0..).zip(self.shared.drain(..)) {
+            give_back(&self.vm, [slot], memory);
+        }
+    }
 }
 
 impl TdMachine {
@@ -62,7 +71,8 @@ impl TdMachine {
         let vm = SoftVm::on_tdx_host(config, &host).map_err(call("making a TD"))?;
         let init = Box::new(kvm_tdx_init_vm { xfam: XFAM, ..Default::default() });
         vm.tdx_init_vm(&init).map_err(tdx("KVM_TDX_INIT_VM"))?;
-        let (mut private, mut shared) = (Vec::new(), Vec::new());
+        let mut machine = Self { vcpus: Vec::new(), vm, private: Vec::new(), shared: Vec::new(), host };
+        let vm = &machine.vm;
         for (slot, range) in (0..).zip(memory) {
             let request = kvm_create_guest_memfd { size: range.bytes(), ..Default::default() };
             let file = vm.create_guest_memfd(&request).map_err(call("KVM_CREATE_GUEST_MEMFD"))?;
@@ -76,8 +86,9 @@ impl TdMachine {
                 guest_memfd: file.number(),
                 ..Default::default()
             };
-            // SAFETY: the memory is ours, reached by nobody but the guest, and dropped after the VM and its vCPUs.
+            // SAFETY: the memory is ours, reached by nobody but the guest, and freed when its slot was deleted.
             unsafe { vm.set_user_memory_region2(&region) }.map_err(call("KVM_SET_USER_MEMORY_REGION2"))?;
+            machine.shared.push(memory);
             let private_pages = kvm_memory_attributes {
                 address: range.start().raw(),
                 size: range.bytes(),
@@ -85,13 +96,12 @@ impl TdMachine {
                 flags: 0,
             };
             vm.set_memory_attributes(&private_pages).map_err(call("KVM_SET_MEMORY_ATTRIBUTES"))?;
-            private.push(file);
-            shared.push(memory);
+            machine.private.push(file);
         }
-        let vcpus = (0..vcpus)
+        machine.vcpus = (0..vcpus)
             .map(|id| vm.create_vcpu(id).map_err(call("KVM_CREATE_VCPU")))
             .collect::<Result<_, _>>()?;
-        Ok(Self { vcpus, vm, _private: private, _shared: shared, host })
+        Ok(machine)
     }
 
     /// The machine that it is on, whose SEAMCALLs are its own.
@@ -116,22 +126,15 @@ impl TdMachine {
     /// Has the guest accept every page of these ranges, a share each vCPU, all at once.
     ///
     /// # Errors
-    /// A page that can't be accepted.
+    /// A page that can't be accepted, or a thread that the host does not give.
     ///
     /// # Panics
     /// If a vCPU's thread panicked.
     pub fn accept(&mut self, memory: &[GpaRange]) -> Result<Acceptance, MachineError> {
         let vcpus = self.vcpus.len() as u64;
         let before = self.exits()?;
-        let barrier = Barrier::new(self.vcpus.len());
-        let results: Vec<_> = thread::scope(|scope| {
-            let run = |(index, vcpu): (u64, _)| {
-                let barrier = &barrier;
-                scope.spawn(move || accept_share(vcpu, memory, index, vcpus, barrier))
-            };
-            let threads: Vec<_> = (0..).zip(&mut self.vcpus).map(run).collect();
-            threads.into_iter().map(|thread| thread.join().expect("a vCPU's thread doesn't panic")).collect()
-        });
+        let jobs: Vec<_> = (0..).zip(&mut self.vcpus).collect();
+        let results = together(jobs, |(index, vcpu)| accept_share(vcpu, memory, index, vcpus))?;
         let (mut all, mut first, mut last) = (Accepted::default(), None, None);
         for (vcpu, (start, end, result)) in results.into_iter().enumerate() {
             all += result.map_err(|fault| failed(vcpu, &fault))?;
@@ -158,9 +161,7 @@ fn accept_share(
     memory: &[GpaRange],
     index: u64,
     vcpus: u64,
-    barrier: &Barrier,
 ) -> (Instant, Instant, Result<Accepted, GuestFault>) {
-    barrier.wait();
     let start = Instant::now();
     let mut all = Accepted::default();
     for range in memory {

@@ -21,6 +21,17 @@ pub enum ImageError {
     /// The kernel has no 64-bit entry.
     #[error("a kernel without a 64-bit entry; give one for x86-64, Linux 3.8 or later")]
     No64BitEntry,
+    /// The kernel wants memory that no machine has.
+    #[error(
+        "a kernel that would unpack itself into {bytes:#x} bytes at {address:#x}, where no machine has memory; the file is \
+         damaged, give another"
+    )]
+    Unpacked {
+        /// Where it would be.
+        address: u64,
+        /// How much it would take there.
+        bytes: u64,
+    },
     /// The command line has a byte that the kernel would take for its end.
     #[error("the command line has a NUL in it")]
     NulInCommandLine,

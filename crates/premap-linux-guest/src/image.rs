@@ -12,6 +12,8 @@ const HEADER: usize = 0x1f1;
 const MAGIC: u32 = 0x5372_6448;
 /// The boot protocol that told of the 64-bit entry.
 const PROTOCOL: u16 = 0x020c;
+/// More guest-physical addresses than 52 bits can't be had on x86.
+const ADDRESSES: u64 = 1 << 52;
 const LOADED_HIGH: u8 = 1;
 const KERNEL_64: u16 = 1;
 const SECTOR: u64 = 512;
@@ -53,6 +55,10 @@ impl Image {
         let expected = setup * SECTOR + u64::from(header.syssize) * 16;
         if (kernel.len() as u64) < expected {
             return Err(ImageError::Truncated { bytes: kernel.len() as u64, expected });
+        }
+        let (address, bytes) = (header.pref_address, u64::from(header.init_size));
+        if address.checked_add(bytes).is_none_or(|end| end > ADDRESSES) {
+            return Err(ImageError::Unpacked { address, bytes });
         }
         if cmdline.contains('\0') {
             return Err(ImageError::NulInCommandLine);
@@ -117,6 +123,12 @@ pub(crate) mod tests {
         check(|file| file[0x202] = b'h', "", &ImageError::NotBzImage);
         check(|file| file[0x236] = 0, "", &ImageError::No64BitEntry);
         check(|file| file.truncate(5000), "", &ImageError::Truncated { bytes: 5000, expected: 5120 });
+        // pref_address, so high that init_size leads past 2^64.
+        check(
+            |file| file[0x258..0x260].fill(0xff),
+            "",
+            &ImageError::Unpacked { address: u64::MAX, bytes: 0x100_0000 },
+        );
         check(|_| (), "a\0b", &ImageError::NulInCommandLine);
         check(|_| (), &"x".repeat(2048), &ImageError::CommandLine { length: 2048, limit: 2047 });
         assert!(Image::new(kernel(4096), None, &"x".repeat(2047)).is_ok());

@@ -134,6 +134,51 @@ mod tests {
         assert_eq!(place(34 * MIB, bytes), Err(ImageError::Initrd { bytes, room: 2 * MIB }));
     }
 
+    /// Each field that this loader reads, at its edges, in any combination, with the file's length besides.
+    #[test]
+    fn a_hostile_header_is_loaded_or_refused_and_nothing_else() {
+        const FIELDS: [(usize, usize); 9] = [
+            (0x1f1, 1), // setup_sects
+            (0x1f4, 4), // syssize
+            (0x206, 2), // version
+            (0x211, 1), // loadflags
+            (0x214, 4), // code32_start
+            (0x22c, 4), // initrd_addr_max
+            (0x238, 4), // cmdline_size
+            (0x258, 8), // pref_address
+            (0x260, 4), // init_size
+        ];
+        let ram = Ram::new(2 * MIB, Backing::Anonymous).unwrap();
+        let mut state = 1_u64;
+        // Knuth's MMIX generator, of which the high bits are the good ones.
+        let mut next = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let (mut loaded, mut refused) = (0, 0);
+        for _ in 0..20_000 {
+            let mut file = crate::image::tests::kernel(4096);
+            file[0x258..0x260].copy_from_slice(&MIB.to_le_bytes());
+            file[0x260..0x264].copy_from_slice(&0x2000_u32.to_le_bytes());
+            for _ in 0..=next(3) {
+                let (at, bytes) = FIELDS[usize::try_from(next(9)).unwrap()];
+                let value = [0, 1, u64::MAX, u64::MAX >> 1, 1 << next(64), u64::MAX << next(64)];
+                let value = value[usize::try_from(next(6)).unwrap()].wrapping_sub(next(2));
+                file[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+            }
+            if next(8) == 0 {
+                file.truncate(usize::try_from(next(5121)).unwrap());
+            }
+            let initrd = vec![7; [1, 4096, 1 << 20][usize::try_from(next(3)).unwrap()]];
+            match Image::new(file, Some(initrd), "quiet").map(|image| load(&image, &ram)) {
+                Ok(Ok(_)) => loaded += 1,
+                Err(error) => refused += usize::from(!error.to_string().is_empty()),
+                Ok(Err(error)) => refused += usize::from(!error.to_string().is_empty()),
+            }
+        }
+        assert!(loaded > 100 && refused > 100 && loaded + refused == 20_000, "{loaded} {refused}");
+    }
+
     #[test]
     fn the_kernel_is_told_of_memory_command_line_and_initramfs() {
         let ram = Ram::new((3 << 30) + MIB, Backing::Anonymous).unwrap();

@@ -7,7 +7,8 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{VcpuFd, VmFd};
 use premap::{Region, Touch};
 use premap_guest::{Backing, Borrowable, Cost, Linux, MappedPages};
-use premap_kvm::{Errno, linux};
+use premap_kvm::abi::kvm_pre_fault_memory;
+use premap_kvm::{Errno, Stats, Vcpu, linux};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::{LinuxGuestError, kvm};
@@ -37,16 +38,36 @@ pub struct Shape {
 /// A machine with a kernel in its memory, ready to run.
 #[derive(Debug)]
 pub struct LinuxMachine {
-    // Dropped in this order: the memory outlives the VM, which lives as long as its vCPUs.
+    // Dropped in this order: the memory outlives the VM, which lives as long as its vCPUs. A spare that was taken holds it
+    // too.
     vcpus: Vec<Borrowable<VcpuFd>>,
     spares: Vec<Spare>,
     vm: Borrowable<VmFd>,
-    ram: Ram,
+    ram: Arc<Ram>,
     ports: Arc<Mutex<Ports>>,
 }
 
-/// A vCPU that never runs.
-pub type Spare = linux::Vcpu<Borrowable<VcpuFd>>;
+/// A vCPU that never runs. The machine's memory lives as long as it does.
+#[derive(Debug)]
+pub struct Spare {
+    // Dropped in this order.
+    vcpu: linux::Vcpu<Borrowable<VcpuFd>>,
+    _ram: Arc<Ram>,
+}
+
+impl Vcpu for Spare {
+    fn pre_fault_memory(&mut self, range: &mut kvm_pre_fault_memory) -> Result<(), Errno> {
+        self.vcpu.pre_fault_memory(range)
+    }
+
+    fn renew_root(&mut self) -> Result<(), Errno> {
+        self.vcpu.renew_root()
+    }
+
+    fn stats(&self) -> Result<Stats, Errno> {
+        self.vcpu.stats()
+    }
+}
 
 /// A machine's parts, lent together.
 #[derive(Debug)]
@@ -80,7 +101,7 @@ impl LinuxMachine {
         if count == 0 || u32::from(all) > MAX_VCPUS {
             return Err(LinuxGuestError::Vcpus(all.into()));
         }
-        let ram = Ram::new(shape.bytes, shape.backing)?;
+        let ram = Arc::new(Ram::new(shape.bytes, shape.backing)?);
         let entry = load::load(image, &ram)?;
         ram.with(|memory| {
             cpu::write_tables(memory)?;
@@ -106,7 +127,7 @@ impl LinuxMachine {
             if id < count {
                 vcpus.push(Borrowable(fd));
             } else {
-                spares.push(Spare::new(Borrowable(fd)));
+                spares.push(Spare { vcpu: linux::Vcpu::new(Borrowable(fd)), _ram: Arc::clone(&ram) });
             }
         }
         let ports = Arc::new(Mutex::new(Ports::new(Interrupt(interrupt))));
@@ -126,8 +147,7 @@ impl LinuxMachine {
         Lent { vm: linux::Vm::new(&self.vm), vcpus: self.vcpus.iter().map(linux::Vcpu::new).collect() }
     }
 
-    /// The spare vCPUs, for an engine to keep while the guest runs. They must not outlive the machine's memory: an engine that
-    /// maps in the background is ended first.
+    /// The spare vCPUs, for an engine to keep while the guest runs.
     pub fn take_spares(&mut self) -> Vec<Spare> {
         std::mem::take(&mut self.spares)
     }
@@ -171,8 +191,8 @@ impl LinuxMachine {
     // UNSAFETY: hands the memory to the VM; what makes it safe is the order of this struct's fields.
     #[expect(unsafe_code, reason = "calls Ram::tell, whose contract the struct keeps")]
     fn tell_memory(&self) -> Result<(), LinuxGuestError> {
-        // SAFETY: `vm` and `vcpus` are dropped before `ram`, none of them is ever given away, and the threads that
-        // have the vCPUs meanwhile are joined before `boot` returns.
+        // SAFETY: `vm` and `vcpus` are dropped before `ram`, and are never given away: what is lent borrows them, and lets
+        // nobody run a vCPU. `boot`'s threads are joined before it returns, and a spare holds `ram` itself.
         unsafe { self.ram.tell(&linux::Vm::new(&self.vm)) }
     }
 }

@@ -5,13 +5,14 @@
 
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use libc::siginfo_t;
-use premap_guest::{Borrowable, errno};
+use premap_guest::{Borrowable, errno, no_thread};
 use premap_kvm::Errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -75,7 +76,8 @@ impl Finish {
 
 type Vcpus = Vec<Borrowable<VcpuFd>>;
 
-/// Runs the vCPUs up to the end, and gives it with the time that it took. `vcpus` are there again afterwards.
+/// Runs the vCPUs up to the end, and gives it with the time that it took. `vcpus` are there again afterwards. Every thread is
+/// there before one gets its vCPU: where the host gives too few, nothing has run.
 pub(crate) fn run(
     vcpus: &mut Vcpus,
     ports: &Arc<Mutex<Ports>>,
@@ -87,11 +89,27 @@ pub(crate) fn run(
         errno: Errno::from_raw_os_error(error.errno()),
     })?;
     let finish = Arc::new(Finish::default());
-    let mut threads = Vec::new();
-    let begun = Instant::now();
-    for (index, fd) in std::mem::take(vcpus).into_iter().enumerate() {
+    let (mut threads, mut senders) = (Vec::new(), Vec::new());
+    for index in 0..vcpus.len() {
         let (ports, finish) = (Arc::clone(ports), Arc::clone(&finish));
-        threads.push(thread::spawn(move || work(fd, index, &ports, &finish)));
+        let (sender, receiver) = channel();
+        let body = move || receiver.recv().ok().map(|fd| work(fd, index, &ports, &finish));
+        match Builder::new().name(format!("vcpu{index}")).spawn(body) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                // None has a vCPU yet; without a sender none will get one.
+                drop(senders);
+                for thread in threads.drain(..) {
+                    thread.join().expect("a thread without a vCPU doesn't panic");
+                }
+                return Err(no_thread(index, vcpus.len(), &error).into());
+            }
+        }
+        senders.push(sender);
+    }
+    let begun = Instant::now();
+    for (sender, fd) in senders.iter().zip(std::mem::take(vcpus)) {
+        sender.send(fd).expect("a thread waits for its vCPU");
     }
     let ended = finish.wait(limit);
     while threads.iter().any(|thread| !thread.is_finished()) {
@@ -102,7 +120,7 @@ pub(crate) fn run(
         thread::sleep(CALL);
     }
     let back = threads.into_iter().map(|thread| thread.join().expect("a vCPU's thread doesn't panic"));
-    vcpus.extend(back);
+    vcpus.extend(back.flatten());
     ended.map(|(end, when)| (end, when.duration_since(begun)))
 }
 

@@ -101,7 +101,7 @@ impl Found {
             Kind::Userfault => return self.leave(slot, part, Why::Userfault),
             Kind::Closed => return self.leave(slot, part, Why::NotMapped),
             Kind::Anonymous => Backing::Anonymous,
-            Kind::Shared => Backing::Shared,
+            Kind::Shared | Kind::SharedFile => Backing::Shared,
             Kind::PrivateFile => Backing::PrivateFile,
             Kind::Hugetlb(bytes) => match page_size(bytes) {
                 Some(size) => Backing::Hugetlb(size),
@@ -171,7 +171,7 @@ mod tests {
             readable: true,
             writable: true,
             shared: kind == Kind::Shared,
-            file: matches!(kind, Kind::Shared | Kind::PrivateFile),
+            file: None,
             page_bytes: 4096,
         }
     }

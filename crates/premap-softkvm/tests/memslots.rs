@@ -139,6 +139,26 @@ fn with_a_stale_root_6_12_spins_until_a_signal_and_later_ones_do_not() {
 }
 
 #[test]
+fn a_pre_fault_that_spins_gets_one_page_of_the_host_as_linux_does() {
+    for memory in [Memory::anonymous(1024), Memory::memfd(1024)] {
+        let vm = vm(Profile::V6_12);
+        attach(&vm, 0, 0, GPA, &memory);
+        let mut vcpu = vm.create_vcpu(0).unwrap();
+        assert_eq!(pre_fault(&mut vcpu, OTHER, 1).0, Err(Errno::NOENT), "its root is loaded");
+        attach(&vm, 0, 0, OTHER, &memory);
+        let spin = || pre_fault(&mut vcpu, OTHER, 1024);
+        assert_eq!(
+            signal::interrupted_after(Duration::from_millis(100), spin),
+            (Err(Errno::INTR), OTHER, 1024)
+        );
+        assert_eq!(memory.present(), 1);
+        vcpu.renew_root().unwrap();
+        pre_fault_all(&mut vcpu, OTHER, 1024);
+        assert_eq!((memory.present(), mapped(&vm)), (1024, [1024, 0, 0]));
+    }
+}
+
+#[test]
 fn running_the_vcpu_frees_a_stale_root() {
     let memory = Memory::memfd(8);
     let vm = vm(Profile::V6_12);

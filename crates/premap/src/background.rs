@@ -16,7 +16,6 @@ use crate::plan::{BACKGROUND_CHUNK, Plan};
 use crate::progress::Progress;
 use crate::report::Report;
 use crate::run::Run;
-use crate::tally::Tally;
 
 const NAME: &str = "premap-watch";
 
@@ -46,8 +45,11 @@ impl Engine<'_> {
     /// [gate](Background::gate) around every change of a memslot. Deleting a slot makes KVM discard what is mapped of the
     /// whole VM, unless `KVM_X86_QUIRK_SLOT_ZAP_ALL` is disabled: another run maps it again.
     ///
+    /// Where the system has no thread for the workers, the one that watches does the work.
+    ///
     /// # Errors
-    /// As [`run`](Self::run), and where the thread that watches can't be started.
+    /// As [`run`](Self::run), and where not even that thread can be had: the guest can then run without, or be mapped by `run`
+    /// before it starts.
     pub fn background<V>(self, plan: Plan, spare: Vec<V>) -> Result<Background<'static>, Error>
     where
         V: Vcpu + Send + 'static,
@@ -91,9 +93,7 @@ impl Engine<'_> {
         let shared = Arc::clone(&control);
         let body = move || {
             let vcpus = &mut spare[..terms.vcpus];
-            let mut lost = Tally::default();
-            let pieces = terms.room.fit(plan.pieces(), terms.stages, &mut lost);
-            Run::new(terms, pieces, plan.chunk_bytes(BACKGROUND_CHUNK), lost, &shared).work(vcpus, |_| {})
+            Run::new(terms, &plan, BACKGROUND_CHUNK, &shared).work(vcpus, |_| {})
         };
         Ok((control, body))
     }
@@ -131,7 +131,7 @@ impl Background<'_> {
     /// Waits for the run's end and gives its report. It has no [`pages`](Report::pages): the VM was not lent for so long.
     ///
     /// # Errors
-    /// Where a worker thread could not be started.
+    /// As [`run`](Engine::run).
     ///
     /// # Panics
     /// Where a method of the caller's `Vcpu` panicked.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use premap_address_space::limits::Limit;
 
@@ -10,8 +10,12 @@ use crate::bell::Bell;
 use crate::budget::Stop;
 use crate::gate::{Entrance, Gate, Pass};
 use crate::interrupt::Seat;
+use crate::plan::Plan;
 use crate::progress::Meter;
 use crate::report::{Reason, Unsupported};
+
+/// How often one who waits looks whether the run is over, if nobody tells.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The conditions that every worker looks at between two calls.
 #[derive(Debug)]
@@ -32,8 +36,8 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// For a run of `asked` bytes.
-    pub(crate) fn new(asked: u64, stop: Option<Stop>, deadline: Option<Instant>, gate: &Gate) -> Self {
+    /// For a run of the plan.
+    pub(crate) fn new(plan: &Plan, stop: Option<Stop>, deadline: Option<Instant>, gate: &Gate) -> Self {
         let bell = Arc::new(Bell::default());
         if let Some(stop) = &stop {
             stop.tell(&bell);
@@ -45,8 +49,8 @@ impl Control {
             dead: AtomicBool::new(false),
             short: OnceLock::new(),
             unsupported: OnceLock::new(),
-            entrance: gate.entrance(),
-            meter: Meter::new(asked),
+            entrance: gate.entrance(plan.moment()),
+            meter: Meter::new(plan.bytes()),
             bell,
         }
     }

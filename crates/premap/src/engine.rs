@@ -5,11 +5,13 @@
 use std::ffi::c_int;
 use std::time::Duration;
 
+use premap_address::GpaRange;
 use premap_kvm::probe::{self, PreFault};
 use premap_kvm::{Vcpu, Vm};
 
 use crate::budget::{Budget, Stop};
 use crate::control::Control;
+use crate::dirty_log::DirtyLogged;
 use crate::gate::Gate;
 use crate::interrupt::Interrupt;
 use crate::pace::Pace;
@@ -18,10 +20,12 @@ use crate::progress::Progress;
 use crate::report::{PageCounts, Report, Stage, Unsupported};
 use crate::room::Room;
 use crate::run::{Run, Terms};
-use crate::tally::Tally;
 
 /// How long a call may take before the watchdog interrupts it, unless the caller says otherwise.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The most threads that only make memory present: more are not faster on any machine.
+const MAX_HOST_THREADS: usize = 1024;
 
 /// Which stages to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,8 +58,14 @@ pub enum Error {
     /// There is no such signal, or it can't be handled.
     #[error("signal {0} can't be handled; give the engine a real-time signal")]
     BadSignal(c_int),
-    /// A worker thread could not be started.
-    #[error("can't start a worker thread: {0}")]
+    /// The caller named no signal, and every real-time signal has a handler already.
+    #[error(
+        "every real-time signal has a handler already; name one that the engine may have to interrupt its calls"
+    )]
+    NoFreeSignal,
+    /// A run in the background could not be given its thread; or one in the foreground had none either, and no timer, so
+    /// that nothing could interrupt its calls.
+    #[error("can't start a worker thread: {0}; map in the foreground, or raise the limit on threads")]
     Spawn(#[source] std::io::Error),
 }
 
@@ -74,6 +84,7 @@ pub struct Engine<'a> {
     patience: Option<Duration>,
     signal: Option<c_int>,
     host_threads: Option<usize>,
+    logged: DirtyLogged,
 }
 
 impl std::fmt::Debug for Engine<'_> {
@@ -149,7 +160,8 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// Which signal interrupts a stalled call, instead of the last but one real-time signal.
+    /// Which signal interrupts a stalled call. Unless set it is the last but one real-time signal, or the next before it that
+    /// has no handler.
     #[must_use]
     pub fn signal(mut self, signal: c_int) -> Self {
         self.signal = Some(signal);
@@ -158,6 +170,7 @@ impl<'a> Engine<'a> {
 
     /// How many threads make memory present on the host besides those of the lent vCPUs: none unless set. With
     /// [`Stages::Host`], where no vCPU has work, how many do in all: as many as vCPUs are lent, at least one, unless set.
+    /// No more than 1024 are started, whatever the number.
     ///
     /// One such thread beside a single vCPU lets the host stage of the next chunk overlap the second stage of this one.
     #[must_use]
@@ -166,22 +179,31 @@ impl<'a> Engine<'a> {
         self
     }
 
+    /// Tells which guest memory has its dirty pages logged (`KVM_MEM_LOG_DIRTY_PAGES`), as for a migration or a snapshot
+    /// of what changed. It is made present on the host and not mapped in the guest: a pre-fault would mark all of it dirty.
+    /// Linux does not tell which slots are logged, so who logs must say so.
+    #[must_use]
+    pub fn dirty_logged(mut self, ranges: impl IntoIterator<Item = GpaRange>) -> Self {
+        self.logged.extend(ranges);
+        self
+    }
+
     /// Maps the plan's memory and tells what became of every byte.
     ///
-    /// Safe to run twice: what is present stays so. Content is never changed.
+    /// Safe to run twice: what is present stays so. Content is never changed. Where the system has fewer threads to give than
+    /// are wanted, the run makes do with those, and with none the calling thread does the work; none is left afterwards.
     ///
     /// # Errors
     /// Only where the run can't begin; what goes wrong in it is in the report.
     ///
     /// # Panics
-    /// Where a method of the caller's `Vcpu` panics.
+    /// Where a method of the caller's `Vcpu` panics, or the progress callback: the run ends as if it had been stopped, then
+    /// the panic goes on.
     pub fn run<V: Vcpu + Send>(&mut self, plan: &Plan, vcpus: &mut [V]) -> Result<Report, Error> {
         let control = self.control(plan);
         let terms = self.settle(vcpus, &control)?;
         let vcpus = &mut vcpus[..terms.vcpus];
-        let mut lost = Tally::default();
-        let pieces = terms.room.fit(plan.pieces(), terms.stages, &mut lost);
-        let run = Run::new(terms, pieces, plan.chunk_bytes(DEFAULT_CHUNK), lost, &control);
+        let run = Run::new(terms, plan, DEFAULT_CHUNK, &control);
         let mut report = run.work(vcpus, |progress| {
             if let Some(callback) = &mut self.progress {
                 callback(progress);
@@ -194,7 +216,7 @@ impl<'a> Engine<'a> {
 
     /// What a run of the plan shares with those outside.
     pub(crate) fn control(&self, plan: &Plan) -> Control {
-        Control::new(plan.bytes(), self.stop.clone(), self.budget.deadline, &self.gate)
+        Control::new(plan, self.stop.clone(), self.budget.deadline, &self.gate)
     }
 
     /// Settles what a run on these vCPUs is to do.
@@ -213,7 +235,8 @@ impl<'a> Engine<'a> {
             Stages::Both => self.host_threads.unwrap_or(0),
             Stages::Host => self.host_threads.unwrap_or(vcpus.len()).max(1),
             Stages::Second => 0,
-        };
+        }
+        .min(MAX_HOST_THREADS);
         Ok(Terms {
             stages: self.stages,
             patience: self.patience.unwrap_or(DEFAULT_PATIENCE),
@@ -224,6 +247,7 @@ impl<'a> Engine<'a> {
             room: Room::new(&self.budget),
             host_threads,
             vcpus: if second { vcpus.len() } else { 0 },
+            logged: self.logged.clone(),
         })
     }
 }

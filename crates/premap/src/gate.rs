@@ -17,8 +17,9 @@
 //! there was one: the vCPU's page-table root may have gone stale, on which Linux before 6.15 spins, so it is renewed first.
 //! With nobody inside, the other spin of Linux before 6.18, on a slot that is being deleted, can't be met either.
 //!
-//! **Memory that goes.** Where a change takes memory out of a plan, the guard is told so, and no call about those addresses
-//! is made any more: the host's addresses may belong to something else by then.
+//! **Memory that goes.** Where a change takes memory out of the guest, the guard is told so, and no call about those addresses
+//! is made any more for a plan that was made before: the host's addresses may belong to something else by then. That holds for
+//! a run that is under way, and for one that begins later ([`forgotten`](crate::forgotten)).
 //!
 //! A signal that arrives just before its call is lost, so interrupting is repeated. The lock is held for a few
 //! instructions only, and no other lock but a seat's is taken under it.
@@ -33,6 +34,8 @@ use loom::sync::{Condvar, Mutex, MutexGuard};
 #[cfg(not(loom))]
 use std::sync::{Condvar, Mutex, MutexGuard};
 
+use crate::control::LOOK_EVERY;
+use crate::forgotten::{Forgotten, Moment, Standing};
 use crate::interrupt::Seat;
 use crate::report::Reason;
 
@@ -72,10 +75,7 @@ struct State {
     inside: usize,
     /// Those of them that a signal interrupts.
     seats: Vec<Arc<Seat>>,
-    /// Runs that have the gate.
-    runs: usize,
-    /// What was forgotten, in order, since there was no run.
-    forgotten: Vec<GpaRange>,
+    forgotten: Forgotten,
 }
 
 /// Keeps the gate closed. No run that has the gate makes a call about guest memory until this is dropped.
@@ -87,8 +87,8 @@ pub struct SlotGuard<'a>(&'a Inner);
 #[derive(Debug)]
 pub(crate) struct Entrance {
     gate: Gate,
-    /// How much had been forgotten when the run began: its plan is newer than that.
-    known: usize,
+    /// When the run's plan was made.
+    plan: Moment,
 }
 
 /// A worker's time inside.
@@ -97,17 +97,8 @@ pub(crate) struct Pass<'a> {
     entrance: &'a Entrance,
     seat: Option<&'a Arc<Seat>>,
     changes: u64,
-    /// How much of what was forgotten concerns the run.
-    forgotten: usize,
-}
-
-/// Whether the first bytes of a range are still there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// So many are.
-    There(u64),
-    /// So many were forgotten.
-    Gone(u64),
+    /// Whether something that was forgotten concerns the run.
+    concerned: bool,
 }
 
 impl Gate {
@@ -132,22 +123,22 @@ impl Gate {
         SlotGuard(&self.0)
     }
 
-    /// Lets a run through the gate.
-    pub(crate) fn entrance(&self) -> Entrance {
-        let mut state = self.0.lock();
-        state.runs += 1;
-        Entrance { gate: self.clone(), known: state.forgotten.len() }
+    /// Lets the run of a plan of that time through the gate.
+    pub(crate) fn entrance(&self, plan: Moment) -> Entrance {
+        Entrance { gate: self.clone(), plan }
     }
 }
 
 impl SlotGuard<'_> {
-    /// Takes guest memory out of the plans of the runs that have the gate: what they have not mapped yet of `range` is
-    /// skipped. To be called where the memory goes with its slot, before it is unmapped from this process.
+    /// Takes guest memory out of every [`Plan`](crate::Plan) that was made before: what of `range` is not mapped yet by a run
+    /// with this gate is skipped, now and in runs that begin later. A plan made afterwards is newer: it may name the
+    /// memory again, where it is plugged back in.
+    ///
+    /// To be called where memory goes with its slot, before it is unmapped from this process. So is what the guest gives
+    /// back by a balloon or by reporting free pages, while a run is under way: close the gate, forget, discard
+    /// (`MADV_DONTNEED`, `MADV_REMOVE`, a hole punched), open it; the run does not fill it again.
     pub fn forget(&self, range: GpaRange) {
-        let mut state = self.0.lock();
-        if state.runs > 0 {
-            state.forgotten.push(range);
-        }
+        self.0.lock().forgotten.add(range, Moment::now());
     }
 }
 
@@ -176,12 +167,14 @@ impl Entrance {
             if let Some(why) = ended() {
                 return Err(why);
             }
-            state = gate.opened.wait(state).unwrap_or_else(PoisonError::into_inner);
+            // Where one thread does all there is nobody to wake it.
+            let waited = gate.opened.wait_timeout(state, LOOK_EVERY);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
         state.inside += 1;
         state.seats.extend(seat.cloned());
-        let forgotten = state.forgotten.len() - self.known;
-        Ok(Pass { entrance: self, seat, changes: state.changes, forgotten })
+        let concerned = state.forgotten.concerns(self.plan);
+        Ok(Pass { entrance: self, seat, changes: state.changes, concerned })
     }
 
     /// Wakes those who wait to enter, to look whether their run is over.
@@ -205,28 +198,10 @@ impl Pass<'_> {
 
     /// How the range's first bytes stand: what is said holds until the worker leaves.
     pub(crate) fn standing(&self, range: GpaRange) -> Standing {
-        if self.forgotten == 0 {
+        if !self.concerned {
             return Standing::There(range.bytes());
         }
-        let state = self.entrance.gate.0.lock();
-        let gone = state.forgotten[self.entrance.known..].iter().filter_map(|gone| gone.intersection(range));
-        match gone.min_by_key(|gone| gone.start()) {
-            None => Standing::There(range.bytes()),
-            Some(gone) => match gone.start().checked_offset_from(range.start()) {
-                None | Some(0) => Standing::Gone(gone.bytes()),
-                Some(bytes) => Standing::There(bytes),
-            },
-        }
-    }
-}
-
-impl Drop for Entrance {
-    fn drop(&mut self) {
-        let mut state = self.gate.0.lock();
-        state.runs -= 1;
-        if state.runs == 0 {
-            state.forgotten.clear();
-        }
+        self.entrance.gate.0.lock().forgotten.standing(range, self.entrance.plan)
     }
 }
 

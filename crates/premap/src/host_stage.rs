@@ -1,25 +1,36 @@
 //! The host stage: makes a chunk present in this process before KVM is asked to map it.
 //!
-//! One `MADV_POPULATE_WRITE` (or `_READ`) for the whole chunk. It changes no content, gives an errno where a touch would
-//! give SIGBUS or SIGSEGV, and says nothing of how far it got; so where it fails, halves are tried, down to the page, and
-//! only the pages that really can't be had are reported. A second pass over present pages costs next to nothing.
+//! `MADV_POPULATE_WRITE` (or `_READ`) on a few MiB at a time, so that a stop or a deadline is heard soon. It changes no
+//! content, gives an errno where a touch would give SIGBUS or SIGSEGV, and says nothing of how far it got; so where it
+//! fails, halves are tried, down to the page, and only the pages that really can't be had are reported. A second pass over
+//! present pages costs next to nothing.
+//!
+//! Where one page after another fails for the same reason, the mapping is looked at (`mappings`): a full file system, a
+//! pool without access or the end of a file is lost at once, and named, instead of page by page.
 // UNSAFETY: madvise on memory that is described by address only.
 #![expect(unsafe_code, reason = "madvise takes a raw pointer")]
 
 use std::time::Duration;
 
-use premap_address::GpaRange;
+use premap_address::{GpaRange, PAGE_SIZE};
 use premap_kvm::Errno;
 use rustix::mm::{Advice, madvise};
 
 use crate::clock::Clock;
 use crate::control::Control;
-use crate::gate::Standing;
+use crate::forgotten::Standing;
+use crate::gate::Pass;
+use crate::mappings::{Mappings, Outlook};
 use crate::memory::{Backing, Touch};
 use crate::patience::Patience;
 use crate::plan::Chunk;
 use crate::report::{Reason, Stage};
 use crate::tally::{Numbered, Tally};
+
+/// How much one call populates at most: 5 ms at 1 GiB/s, for which a stop or a deadline may have to wait.
+const CALL: u64 = 4 << 20;
+/// How many pages in a row may fail alike before it is asked why. A hugetlb page is reason enough by itself.
+const ALIKE: u64 = 8;
 
 /// What the host stage made of a chunk; the ranges are in ascending order and together they are the chunk.
 #[derive(Debug, Default)]
@@ -37,10 +48,20 @@ impl Populated {
     }
 }
 
+/// Pages in a row that failed alike.
+#[derive(Clone, Copy, Debug)]
+struct Failed {
+    range: GpaRange,
+    errno: Errno,
+    pages: u64,
+}
+
 /// Why a chunk is not present as a whole.
 enum Shortfall {
     /// None of it will be.
     Lost(Reason),
+    /// The kernel refused this page.
+    Failed(Errno),
     /// It is worth trying in two parts.
     Cut((Chunk, Chunk)),
 }
@@ -49,6 +70,7 @@ enum Shortfall {
 pub(crate) struct HostStage<'a> {
     pub(crate) control: &'a Control,
     pub(crate) clock: &'a Clock,
+    pub(crate) mappings: &'a Mappings,
     pub(crate) patience: Duration,
 }
 
@@ -57,18 +79,49 @@ impl HostStage<'_> {
     pub(crate) fn run(&self, Numbered { place, chunk }: Numbered, tally: &mut Tally) -> Populated {
         let mut outcome = Populated::default();
         let mut todo = vec![chunk];
+        let mut alike: Option<Failed> = None;
+        let lose = |outcome: &mut Populated, tally: &mut Tally, range: GpaRange, reason| {
+            tally.lost(place, Stage::Host, range, reason);
+            outcome.absent.push((range, reason));
+        };
         while let Some(chunk) = todo.pop() {
-            match self.populate(chunk, tally) {
+            let result = self.populate(chunk, tally);
+            if let Err(Shortfall::Failed(errno)) = result {
+                let failed =
+                    alike.take().map_or(Ok(Failed::new(chunk, errno)), |alike| alike.and(chunk, errno));
+                let failed = failed.unwrap_or_else(|(before, failed)| {
+                    lose(&mut outcome, tally, before.range, Reason::Errno(before.errno));
+                    failed
+                });
+                match failed.is_pattern(&chunk).then(|| todo.last()).flatten() {
+                    Some(next) => {
+                        lose(
+                            &mut outcome,
+                            tally,
+                            failed.range,
+                            self.mappings.blame(&failed.range, next, errno),
+                        );
+                    }
+                    None => alike = Some(failed),
+                }
+                continue;
+            }
+            if let (Some(failed), false) = (alike, matches!(result, Err(Shortfall::Cut(_)))) {
+                lose(&mut outcome, tally, failed.range, Reason::Errno(failed.errno));
+                alike = None;
+            }
+            match result {
                 Ok(()) => {
                     tally.mapped(Stage::Host, chunk.range.bytes());
                     outcome.add_present(chunk.range);
                 }
                 Err(Shortfall::Cut((first, second))) => todo.extend([second, first]),
-                Err(Shortfall::Lost(reason)) => {
-                    tally.lost(place, Stage::Host, chunk.range, reason);
-                    outcome.absent.push((chunk.range, reason));
-                }
+                Err(Shortfall::Lost(reason)) => lose(&mut outcome, tally, chunk.range, reason),
+                Err(Shortfall::Failed(_)) => {}
             }
+        }
+        if let Some(failed) = alike {
+            lose(&mut outcome, tally, failed.range, Reason::Errno(failed.errno));
         }
         outcome
     }
@@ -80,12 +133,16 @@ impl HostStage<'_> {
                 return Err(Shortfall::Lost(why));
             }
             let pass = self.control.enter(None).map_err(Shortfall::Lost)?;
-            match pass.standing(chunk.range) {
-                Standing::There(bytes) if bytes == chunk.range.bytes() => {}
-                Standing::There(bytes) | Standing::Gone(bytes) => {
-                    let cut =
-                        chunk.split_at(bytes).map_or(Shortfall::Lost(Reason::NoMemslot), Shortfall::Cut);
-                    return Err(cut);
+            match self.outlook(&chunk, &pass) {
+                Outlook::Lost(bytes, reason) => {
+                    return Err(chunk.split_at(bytes).map_or(Shortfall::Lost(reason), Shortfall::Cut));
+                }
+                Outlook::Fine(bytes) => {
+                    let unit = chunk.backing.unit();
+                    let call = bytes.min(CALL.max(unit)).max(unit);
+                    if let Some(cut) = chunk.split_at(call / unit * unit) {
+                        return Err(Shortfall::Cut(cut));
+                    }
                 }
             }
             if chunk.backing == Backing::GuestMemfd {
@@ -99,11 +156,41 @@ impl HostStage<'_> {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => patience.back_off(self.control).map_err(Shortfall::Lost)?,
                 Err(errno) => {
-                    let lost = Shortfall::Lost(Reason::Errno(errno));
-                    return Err(chunk.halves().map_or(lost, Shortfall::Cut));
+                    return Err(chunk.halves().map_or(Shortfall::Failed(errno), Shortfall::Cut));
                 }
             }
         }
+    }
+
+    /// What is known of the chunk's first bytes while inside the gate.
+    fn outlook(&self, chunk: &Chunk, pass: &Pass<'_>) -> Outlook {
+        match pass.standing(chunk.range) {
+            Standing::Gone(bytes) => Outlook::Lost(bytes, Reason::NoMemslot),
+            Standing::There(there) => match self.mappings.outlook(chunk, pass.changes()) {
+                Outlook::Fine(bytes) => Outlook::Fine(bytes.min(there)),
+                Outlook::Lost(bytes, reason) => Outlook::Lost(bytes.min(there), reason),
+            },
+        }
+    }
+}
+
+impl Failed {
+    fn new(page: Chunk, errno: Errno) -> Self {
+        Self { range: page.range, errno, pages: 1 }
+    }
+
+    /// The same with one page more, or, where it is no continuation, both apart.
+    fn and(self, page: Chunk, errno: Errno) -> Result<Self, (Self, Self)> {
+        match self.range.join(page.range).filter(|_| errno == self.errno) {
+            Some(range) => Ok(Self { range, errno, pages: self.pages + 1 }),
+            None => Err((self, Self::new(page, errno))),
+        }
+    }
+
+    /// Whether what lies behind will probably fail too. A broken page says nothing of its neighbours.
+    fn is_pattern(&self, page: &Chunk) -> bool {
+        let enough = if page.backing.unit() > PAGE_SIZE { 1 } else { ALIKE };
+        self.pages >= enough && self.errno != Errno::HWPOISON
     }
 }
 
@@ -124,10 +211,11 @@ fn advise(chunk: Chunk) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Stages;
     use crate::gate::Gate;
     use crate::memory::Region;
     use crate::plan::Plan;
-    use premap_address::{Gpa, Hva, PAGE_SIZE};
+    use premap_address::{Gpa, Hva};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
@@ -148,9 +236,11 @@ mod tests {
         let range = GpaRange::new(Gpa::new(0), PAGES * PAGE_SIZE);
         let host = Hva::new(base.expose_provenance() as u64);
         let plan = Plan::new([Region { range, host, backing: Backing::Anonymous, touch }]).unwrap();
-        let control = Control::new(plan.bytes(), None, None, &Gate::new());
+        let control = Control::new(&plan, None, None, &Gate::new());
         let clock = Clock::new();
-        let stage = HostStage { control: &control, clock: &clock, patience: Duration::from_secs(1) };
+        let mappings = Mappings::read(Stages::Host, 0);
+        let patience = Duration::from_secs(1);
+        let stage = HostStage { control: &control, clock: &clock, mappings: &mappings, patience };
         let mut tally = Tally::default();
         let chunk = Chunk::whole(plan.regions()[0]);
         let populated = stage.run(Numbered { place: 0, chunk }, &mut tally);
@@ -204,18 +294,20 @@ mod tests {
         let region = Region { range, host, backing: Backing::Anonymous, touch: Touch::Write };
         let plan = Plan::new([region]).unwrap();
         let gate = Gate::new();
-        let control = Control::new(plan.bytes(), None, None, &gate);
+        let control = Control::new(&plan, None, None, &gate);
         let (head, tail) = range.split_at(5 * PAGE_SIZE).unwrap();
         let guard = gate.close();
         guard.forget(tail);
         guard.forget(head);
         drop(guard);
         let clock = Clock::new();
-        let stage = HostStage { control: &control, clock: &clock, patience: Duration::from_secs(1) };
+        let mappings = Mappings::read(Stages::Host, 0);
+        let patience = Duration::from_secs(1);
+        let stage = HostStage { control: &control, clock: &clock, mappings: &mappings, patience };
         let mut tally = Tally::default();
         let chunk = Chunk::whole(plan.regions()[0]);
         let populated = stage.run(Numbered { place: 0, chunk }, &mut tally);
-        assert_eq!(populated.absent, [(head, Reason::NoMemslot), (tail, Reason::NoMemslot)]);
+        assert!(populated.absent.iter().all(|(_, why)| *why == Reason::NoMemslot));
         let mut report = crate::Report::default();
         tally.write(&mut report);
         assert_eq!((report.host.skipped, report.host.calls), (range.bytes(), 0));

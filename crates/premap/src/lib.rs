@@ -88,15 +88,20 @@
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
+mod alarm;
 mod background;
 mod bell;
 mod budget;
 mod clock;
 mod control;
+mod dirty_log;
 mod engine;
+mod forgotten;
 mod gate;
+mod hole;
 mod host_stage;
 mod interrupt;
+mod mappings;
 mod memory;
 mod muster;
 mod pace;
@@ -108,6 +113,7 @@ mod report;
 mod room;
 mod run;
 mod second_stage;
+mod survey;
 mod tally;
 #[cfg(feature = "td")]
 pub mod td;
@@ -126,4 +132,4 @@ pub use plan::{BACKGROUND_CHUNK, DEFAULT_CHUNK, Plan, PlanError};
 pub use premap_address::{Gpa, GpaRange, Hva, PageSize, RangeError};
 pub use premap_address_space::limits::LimitKind as HostLimit;
 pub use progress::Progress;
-pub use report::{Fate, PageCounts, Reason, Report, Stage, StageReport, Unmapped, Unsupported};
+pub use report::{BlamedFile, Fate, PageCounts, Reason, Report, Stage, StageReport, Unmapped, Unsupported};

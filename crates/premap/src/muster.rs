@@ -4,29 +4,48 @@
 //! alone. Populating holds it shared for as long as a chunk takes. So a thread that began at once would keep those after it
 //! from starting at all, for some milliseconds each.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Where threads wait for each other.
 #[derive(Debug, Default)]
 pub(crate) struct Muster {
-    /// How many have come.
-    present: Mutex<usize>,
+    state: Mutex<State>,
     complete: Condvar,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    /// How many have come.
+    present: usize,
+    /// How many will have, once that is known.
+    expected: Option<usize>,
+}
+
 impl Muster {
-    /// Waits until so many threads are here, or `ended` says that some won't come.
-    pub(crate) fn wait_for(&self, threads: usize, ended: impl Fn() -> bool) {
-        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-        *present += 1;
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells how many threads there are.
+    pub(crate) fn expect(&self, threads: usize) {
+        self.lock().expected = Some(threads);
         self.complete.notify_all();
-        let waited = self.complete.wait_while(present, |present| *present < threads && !ended());
+    }
+
+    /// Waits until all threads are here, or `ended` says that some won't come.
+    pub(crate) fn wait(&self, ended: impl Fn() -> bool) {
+        let mut state = self.lock();
+        state.present += 1;
+        self.complete.notify_all();
+        let waited = self.complete.wait_while(state, |state| {
+            state.expected.is_none_or(|expected| state.present < expected) && !ended()
+        });
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Wakes who waits, to look whether the run has ended.
     pub(crate) fn wake(&self) {
-        drop(self.present.lock());
+        drop(self.lock());
         self.complete.notify_all();
     }
 }
@@ -44,10 +63,11 @@ mod tests {
             for _ in 0..3 {
                 scope.spawn(|| {
                     come.fetch_add(1, Ordering::SeqCst);
-                    muster.wait_for(3, || false);
+                    muster.wait(|| false);
                     assert_eq!(come.load(Ordering::SeqCst), 3);
                 });
             }
+            muster.expect(3);
         });
     }
 
@@ -55,7 +75,8 @@ mod tests {
     fn an_end_lets_those_go_who_wait_for_one_that_never_comes() {
         let (muster, ended) = (Muster::default(), AtomicBool::new(false));
         std::thread::scope(|scope| {
-            scope.spawn(|| muster.wait_for(2, || ended.load(Ordering::SeqCst)));
+            scope.spawn(|| muster.wait(|| ended.load(Ordering::SeqCst)));
+            muster.expect(2);
             ended.store(true, Ordering::SeqCst);
             muster.wake();
         });

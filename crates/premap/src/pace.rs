@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::control::Control;
+use crate::control::{Control, LOOK_EVERY};
 
 /// How much of the machine a run may take. Whatever the pace, a chunk once begun is finished at full speed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +52,8 @@ impl Pacer {
             if left.is_zero() {
                 break;
             }
+            // Where one thread does all there is nobody to wake it.
+            let left = left.min(LOOK_EVERY);
             (next, _) = self.woken.wait_timeout(next, left).unwrap_or_else(PoisonError::into_inner);
         }
     }

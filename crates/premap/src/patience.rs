@@ -26,6 +26,11 @@ impl Patience {
         *self = Self::new(self.limit);
     }
 
+    /// Leaves a time out of account that was spent waiting for something else.
+    pub(crate) fn excuse(&mut self, time: Duration) {
+        self.since += time;
+    }
+
     /// Whether the limit has passed without progress.
     pub(crate) fn is_over(&self) -> bool {
         self.since.elapsed() >= self.limit
@@ -42,8 +47,13 @@ impl Patience {
         if self.is_over() {
             return Err(Reason::Busy);
         }
+        self.pause();
+        Ok(())
+    }
+
+    /// Waits a little longer than the last time, since progress was made.
+    pub(crate) fn pause(&mut self) {
         std::thread::sleep(self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        Ok(())
     }
 }

@@ -6,6 +6,7 @@
 
 use premap_address::{GpaRange, Hva, PAGE_SIZE, PageSize};
 
+use crate::forgotten::Moment;
 use crate::memory::{Backing, Region, Touch};
 
 /// The default size of a chunk.
@@ -17,11 +18,14 @@ pub const DEFAULT_CHUNK: u64 = 16 << 20;
 /// The default size of a chunk where the guest runs meanwhile: nothing that it waits for takes longer than one chunk.
 pub const BACKGROUND_CHUNK: u64 = 2 << 20;
 
-/// An ordered list of guest memory to be mapped.
+/// An ordered list of guest memory to be mapped, as it is when the plan is made: what is
+/// [forgotten](crate::SlotGuard::forget) afterwards is left out whenever the plan is run.
 #[derive(Clone, Debug)]
 pub struct Plan {
     regions: Vec<Region>,
+    bytes: u64,
     chunk: Option<u64>,
+    made: Moment,
 }
 
 /// Why a plan can't be made.
@@ -56,6 +60,12 @@ pub enum PlanError {
         /// Its host address.
         host: Hva,
     },
+    /// The regions are more than can be counted.
+    #[error("with the region at gpa {range} the plan is 2^64 bytes or more; name each region once")]
+    TooLarge {
+        /// The first region that is too much.
+        range: GpaRange,
+    },
     /// The size of a chunk is zero or no multiple of 4 KiB.
     #[error("a chunk of {0} bytes is not a multiple of 4 KiB above zero; 2 MiB to 64 MiB serve well")]
     BadChunk(u64),
@@ -65,10 +75,15 @@ impl Plan {
     /// Makes a plan from regions in the order in which they are to be mapped.
     ///
     /// # Errors
-    /// A region whose host side is unaligned or wraps. (Its guest side is right by construction.)
+    /// A region whose host side is unaligned or wraps (its guest side is right by construction), or 2^64 bytes in all.
     pub fn new(regions: impl IntoIterator<Item = Region>) -> Result<Self, PlanError> {
+        let made = Moment::of_new_plan();
         let regions: Vec<_> = regions.into_iter().map(check).collect::<Result<_, _>>()?;
-        Ok(Self { regions, chunk: None })
+        let mut bytes = 0_u64;
+        for Region { range, .. } in &regions {
+            bytes = bytes.checked_add(range.bytes()).ok_or(PlanError::TooLarge { range: *range })?;
+        }
+        Ok(Self { regions, bytes, chunk: None, made })
     }
 
     /// Sets the size of a chunk in bytes: [`DEFAULT_CHUNK`] unless set, or [`BACKGROUND_CHUNK`] in a background run.
@@ -92,7 +107,12 @@ impl Plan {
     /// All bytes of the plan; a page named twice counts twice.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.regions.iter().fold(0, |sum, region| sum.saturating_add(region.range.bytes()))
+        self.bytes
+    }
+
+    /// When the plan was made.
+    pub(crate) fn moment(&self) -> Moment {
+        self.made
     }
 
     /// The plan's regions as pieces, in order.
@@ -237,6 +257,9 @@ mod tests {
         assert!(matches!(refused(unaligned), PlanError::UnalignedHost { unit: 0x1000, .. }));
         let wraps = Region { host: Hva::new(!0xfff), ..region(0, MIB, Backing::Anonymous) };
         assert!(matches!(refused(wraps), PlanError::HostWraps { .. }));
+        let half = Region { host: Hva::new(0), ..region(0, 1 << 63, Backing::Anonymous) };
+        assert!(matches!(Plan::new([half, half]), Err(PlanError::TooLarge { range }) if range == half.range));
+        assert_eq!(Plan::new([half]).unwrap().bytes(), 1 << 63);
         assert_eq!(Plan::new([]).unwrap().with_chunk(3).unwrap_err(), PlanError::BadChunk(3));
         assert_eq!(Plan::new([]).unwrap().with_chunk(0).unwrap_err(), PlanError::BadChunk(0));
     }

@@ -1,9 +1,15 @@
 //! How far a run is, for those who ask while it goes on.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::control::Control;
 use crate::report::Stage;
+
+/// The shortest time between two calls of a progress callback.
+const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 
 /// How far a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +54,45 @@ impl Meter {
     pub(crate) fn read(&self) -> Progress {
         let [host, second] = [0, 1].map(|stage: usize| self.through[stage].load(Ordering::Relaxed));
         Progress { asked: self.asked, host, second, elapsed: self.begin.elapsed() }
+    }
+}
+
+/// A caller's callback, that is told how far a run is.
+pub(crate) struct Told<F> {
+    callback: F,
+    last: Instant,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+impl<F: FnMut(&Progress)> Told<F> {
+    pub(crate) fn new(callback: F) -> Self {
+        Self { callback, last: Instant::now(), panic: None }
+    }
+
+    /// Tells, unless that was done a moment ago.
+    pub(crate) fn tell(&mut self, control: &Control) {
+        if self.last.elapsed() >= PROGRESS_EVERY {
+            self.last(control);
+        }
+    }
+
+    /// Tells. A panic of the callback's stops the run, whose threads need somebody to watch them to their end.
+    pub(crate) fn last(&mut self, control: &Control) {
+        if self.panic.is_none() {
+            let call = AssertUnwindSafe(|| (self.callback)(&control.meter.read()));
+            if let Err(panic) = catch_unwind(call) {
+                self.panic = Some(panic);
+                control.stop();
+            }
+        }
+        self.last = Instant::now();
+    }
+
+    /// Lets a panic go on, if there was one.
+    pub(crate) fn end(self) {
+        if let Some(panic) = self.panic {
+            resume_unwind(panic);
+        }
     }
 }
 

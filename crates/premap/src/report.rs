@@ -3,7 +3,9 @@
 //! Each stage accounts for every byte of the plan exactly once: mapped, skipped, failed or abandoned. What was not mapped
 //! is listed with its range and its [`Reason`], in the plan's order, so that a caller can go on from there.
 
-use premap_address::GpaRange;
+use std::path::{Path, PathBuf};
+
+use premap_address::{Gpa, GpaRange};
 use premap_address_space::limits::LimitKind;
 use premap_kvm::Errno;
 use serde::{Serialize, Serializer};
@@ -43,6 +45,26 @@ pub enum Reason {
     HostStageFailed,
     /// Pre-faulting is not to be had on this VM.
     Unsupported(Unsupported),
+    /// The pages are a userfaultfd handler's to give: populating them would wait for it, for ever where nobody answers.
+    Userfault,
+    /// A device's registers or memory.
+    Device,
+    /// A hole in a file on disk. Writing there would allocate it, and reading fill the page cache with zeroes.
+    FileHole,
+    /// A shared file that is not known to live in memory, and can't be looked at for where it has data.
+    UnknownFile,
+    /// KVM logs which of these pages become dirty, and pre-faulting would say that all are.
+    DirtyLogged,
+    /// Nothing is mapped there in this process.
+    NotMapped,
+    /// Mapped without the access that was asked for.
+    NoAccess,
+    /// The file behind ends before.
+    BeyondFile,
+    /// The file system of the file behind has no space left.
+    NoSpace,
+    /// There is no free huge page, or a cgroup's limit on them is reached.
+    NoHugePage,
     /// The kernel refused them. At the host stage ENOMEM is memory that is not mapped, EINVAL a mapping whose protection
     /// does not allow the touch (or a device's), EFAULT one whose file has no such page, EHWPOISON a broken page.
     Errno(#[serde(serialize_with = "errno_name")] Errno),
@@ -69,8 +91,21 @@ impl Reason {
     #[must_use]
     pub const fn fate(self) -> Fate {
         match self {
-            Self::NotAsked | Self::NoMemslot | Self::HostStageFailed | Self::Unsupported(_) => Fate::Skipped,
-            Self::Errno(_) => Fate::Failed,
+            Self::NotAsked
+            | Self::NoMemslot
+            | Self::HostStageFailed
+            | Self::Unsupported(_)
+            | Self::Userfault
+            | Self::Device
+            | Self::FileHole
+            | Self::UnknownFile
+            | Self::DirtyLogged => Fate::Skipped,
+            Self::NotMapped
+            | Self::NoAccess
+            | Self::BeyondFile
+            | Self::NoSpace
+            | Self::NoHugePage
+            | Self::Errno(_) => Fate::Failed,
             Self::Budget
             | Self::HostMemory(_)
             | Self::Deadline
@@ -89,6 +124,18 @@ impl std::fmt::Display for Reason {
             Self::NoMemslot => f.write_str("no memslot there"),
             Self::HostStageFailed => f.write_str("not present on the host"),
             Self::Unsupported(why) => why.fmt(f),
+            Self::Userfault => f.write_str("a userfaultfd handler gives these pages"),
+            Self::Device => f.write_str("a device's memory"),
+            Self::FileHole => f.write_str("a hole in a file on disk, which would be allocated"),
+            Self::UnknownFile => f.write_str("a shared file that is not in memory and can't be looked at"),
+            Self::DirtyLogged => {
+                f.write_str("KVM logs dirty pages there, and pre-faulting would mark them all")
+            }
+            Self::NotMapped => f.write_str("nothing is mapped there in this process"),
+            Self::NoAccess => f.write_str("mapped without access, or read-only"),
+            Self::BeyondFile => f.write_str("beyond the end of the file behind it"),
+            Self::NoSpace => f.write_str("no space left in the file system behind it"),
+            Self::NoHugePage => f.write_str("no free huge page, or a cgroup's limit on them is reached"),
             Self::Errno(errno) => errno.fmt(f),
             Self::Budget => f.write_str("the byte budget was used up"),
             Self::HostMemory(limit) => write!(f, "it does not fit into {limit}"),
@@ -229,11 +276,35 @@ pub struct Report {
     pub unmapped: Vec<Unmapped>,
     /// The limit for which memory was left out or the run ended ([`Reason::HostMemory`]): its name, and its size.
     pub limit: Option<String>,
+    /// The files whose pages could not be had.
+    pub files: Vec<BlamedFile>,
     /// KVM's mappings by size after the run, where the engine was given the VM.
     pub pages: Option<PageCounts>,
 }
 
+/// A file whose pages could not be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BlamedFile {
+    /// The first guest address that failed because of it.
+    pub gpa: Gpa,
+    /// Its path, as the kernel tells it.
+    #[serde(serialize_with = "lossy")]
+    pub path: PathBuf,
+}
+
 impl Report {
+    /// Says why a range was not mapped, with the name of the file that is to blame, if one is.
+    #[must_use]
+    pub fn explain(&self, lost: &Unmapped) -> String {
+        let file =
+            self.files.iter().find(|file| lost.range.contains(file.gpa)).map(|file| file.path.display());
+        match (lost.reason, file) {
+            (Reason::NoSpace, Some(file)) => format!("no space left in {file}'s file system"),
+            (reason, Some(file)) => format!("{reason} ({file})"),
+            (reason, None) => reason.to_string(),
+        }
+    }
+
     /// Whether every byte was mapped at both stages.
     #[must_use]
     pub const fn is_complete(&self) -> bool {
@@ -251,6 +322,10 @@ impl Report {
 
 fn limit_name<S: Serializer>(limit: &LimitKind, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(limit.name())
+}
+
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 fn errno_name<S: Serializer>(errno: &Errno, serializer: S) -> Result<S::Ok, S::Error> {

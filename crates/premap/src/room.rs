@@ -12,13 +12,15 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use premap_address_space::limits::{Limit, Limits, Mapping, Pages};
-use premap_address_space::{copied, present};
+use premap_address_space::{Kind, copied, present};
 
 use crate::budget::{Budget, HostMemory};
 use crate::engine::Stages;
+use crate::mappings::{Mappings, host_range};
 use crate::memory::{Backing, Region, Touch};
 use crate::plan::Piece;
 use crate::report::{Reason, Stage};
+use crate::survey::reason_at;
 use crate::tally::Tally;
 
 /// How many stretches of present memory are mapped of a plan that does not fit; memory that is scattered more widely is
@@ -47,8 +49,20 @@ impl Room {
     }
 
     /// The pieces, or parts of them, that fit. The others are lost.
-    pub(crate) fn fit(&self, pieces: Vec<Piece>, stages: Stages, lost: &mut Tally) -> Vec<Piece> {
+    pub(crate) fn fit(
+        &self,
+        pieces: Vec<Piece>,
+        stages: Stages,
+        mappings: &Mappings,
+        lost: &mut Tally,
+    ) -> Vec<Piece> {
         let Some((within, limits)) = &self.within else { return pieces };
+        let looked = |piece: Piece| Looked {
+            takes: takes(piece.region, stages, mappings),
+            piece,
+            present: Vec::new(),
+        };
+        let pieces = pieces.into_iter().map(looked).collect();
         fit(pieces, stages, *within, |pages| limits.tightest(pages, Mapping::Made), lost)
     }
 
@@ -99,14 +113,14 @@ impl Account {
 }
 
 fn fit(
-    pieces: Vec<Piece>,
+    mut pieces: Vec<Looked>,
     stages: Stages,
     within: HostMemory,
     room: impl Fn(Pages) -> Option<Limit>,
     lost: &mut Tally,
 ) -> Vec<Piece> {
     let mut accounts: Vec<Account> = Vec::new();
-    for (piece, pages) in pieces.iter().filter_map(|piece| Some((piece, takes(piece.region, stages)?))) {
+    for (piece, pages) in pieces.iter().filter_map(|looked| Some((looked.piece, looked.takes?))) {
         let bytes = cost(pages, piece.region.range.bytes());
         match accounts.iter_mut().find(|account| account.pages == pages) {
             Some(account) => account.wanted = account.wanted.saturating_add(bytes),
@@ -118,18 +132,19 @@ fn fit(
         let wanted = accounts.iter().fold(0_u64, |sum, account| sum.saturating_add(account.wanted));
         accounts.iter().all(Account::fits) && wanted <= own
     };
+    let whole = |pieces: Vec<Looked>| pieces.into_iter().map(|looked| looked.piece).collect();
     if fits(&accounts) {
-        return pieces;
+        return whole(pieces);
     }
     // Only now is it worth looking at what is there.
-    let pieces: Vec<_> = pieces.into_iter().map(|piece| Looked::at(piece, stages)).collect();
+    pieces.iter_mut().for_each(Looked::look);
     for account in &mut accounts {
         let of_kind = pieces.iter().filter(|looked| looked.takes == Some(account.pages));
         account.wanted =
             of_kind.fold(0, |sum, looked| sum.saturating_add(cost(account.pages, looked.absent())));
     }
     if fits(&accounts) {
-        return pieces.into_iter().map(|looked| looked.piece).collect();
+        return whole(pieces);
     }
     for account in &mut accounts {
         let spare = account.limit.as_ref().map_or(u64::MAX, Limit::spare);
@@ -193,8 +208,7 @@ fn take(
     keep(piece, part.start..part.start + head, kept);
     if let Some(region) = cut(piece.region, part.start + head..part.end) {
         for stage in [Stage::Host, Stage::Second] {
-            let why = if stages.include(stage) { why } else { Reason::NotAsked };
-            lost.lost(piece.place, stage, region.range, why);
+            lost.lost(piece.place, stage, region.range, reason_at(stage, stages, why));
         }
     }
 }
@@ -218,7 +232,7 @@ fn cut(region: Region, part: Range<u64>) -> Option<Region> {
     (!part.is_empty()).then_some(Region { range, host: region.host.checked_add(part.start)?, ..region })
 }
 
-/// A piece, and what of it is present, by offset.
+/// A piece, the pages that it takes, and what of it is present, by offset, once that was looked at.
 struct Looked {
     piece: Piece,
     takes: Option<Pages>,
@@ -226,12 +240,11 @@ struct Looked {
 }
 
 impl Looked {
-    fn at(piece: Piece, stages: Stages) -> Self {
-        let Region { range, host, backing, .. } = piece.region;
-        let takes = takes(piece.region, stages);
+    fn look(&mut self) {
+        let Region { range, host, backing, .. } = self.piece.region;
         let start = host.raw();
         let end = start.saturating_add(range.bytes());
-        let found = match (takes, backing) {
+        let found = match (self.takes, backing) {
             (None, _) | (_, Backing::GuestMemfd) => Ok(Vec::new()),
             (_, Backing::PrivateFile) => copied(start..end),
             _ => present(start..end),
@@ -242,7 +255,7 @@ impl Looked {
         let whole = |part: Range<u64>| {
             (part.start - start).next_multiple_of(unit)..(part.end.min(end) - start) / unit * unit
         };
-        Self { piece, takes, present: found.map(whole).filter(|part| !part.is_empty()).collect() }
+        self.present = found.map(whole).filter(|part| !part.is_empty()).collect();
     }
 
     fn absent(&self) -> u64 {
@@ -252,12 +265,17 @@ impl Looked {
     }
 }
 
-/// Which pages it takes to make a region present, if any: a read of private memory only borrows the zero page, or what the
-/// page cache has and gives back.
-fn takes(Region { backing, touch, .. }: Region, stages: Stages) -> Option<Pages> {
+/// Which pages it takes to make a region present, if any: a read of private memory only borrows the zero page, and a read
+/// of a file on disk what the page cache gives back at need.
+fn takes(region: Region, stages: Stages, mappings: &Mappings) -> Option<Pages> {
+    let Region { range, host, backing, touch } = region;
+    let on_disk = || {
+        let behind = mappings.behind(host_range(host, range.bytes())).unwrap_or_default();
+        behind.iter().any(|(_, area)| area.as_ref().is_some_and(|area| area.kind == Kind::SharedFile))
+    };
     match backing {
         Backing::Hugetlb(size) => Some(Pages::Hugetlb(size.bytes())),
-        Backing::Shared => Some(Pages::Ordinary),
+        Backing::Shared => (touch == Touch::Write || !on_disk()).then_some(Pages::Ordinary),
         Backing::GuestMemfd => stages.include(Stage::Second).then_some(Pages::Ordinary),
         Backing::Anonymous | Backing::PrivateFile => {
             (touch == Touch::Write && stages.include(Stage::Host)).then_some(Pages::Ordinary)

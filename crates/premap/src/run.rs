@@ -7,34 +7,40 @@
 //!   the caller      watches: interrupts calls that stall or outlive the run, and reports progress
 //! ```
 //!
+//! Where the system has fewer threads to give, those do; where it has none, the caller is the one worker, and a timer
+//! interrupts its calls.
+//!
 //! So there are as many threads at work as the caller lends vCPUs, and with two or more the host stage of the next chunks
 //! overlaps the second stage of this one. While a vCPU is lent (`&mut`) it can't run the guest, and nobody waits for its
 //! mutex.
 
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{Builder, ScopedJoinHandle};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
+use std::time::Duration;
 
 use premap_kvm::Vcpu;
 
 use crate::clock::Clock;
 use crate::control::Control;
+use crate::dirty_log::DirtyLogged;
 use crate::engine::{Error, Stages};
 use crate::host_stage::HostStage;
 use crate::interrupt::Interrupt;
+use crate::mappings::Mappings;
 use crate::muster::Muster;
 use crate::pace::{Pace, Pacer};
 use crate::pipeline::{Job, Pipeline};
-use crate::plan::Piece;
-use crate::progress::{Progress, nanos};
-use crate::report::{Fate, Reason, Report, Stage, Unsupported};
-use crate::room::Room;
+use crate::plan::Plan;
+use crate::progress::{Progress, Told, nanos};
+use crate::report::{Reason, Report, Stage, Unsupported};
+use crate::room::{Room, Watch};
 use crate::second_stage::{SecondStage, Usable};
+use crate::survey::{Survey, reason_at, survey};
 use crate::tally::{Numbered, Tally};
-use crate::watchdog::Worker;
+use crate::watchdog::{Watched, Worker};
 
-/// The shortest time between two calls of a progress callback.
-const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 /// How often the watchdog looks.
 const WATCH_EVERY: Duration = Duration::from_millis(10);
 /// How often it interrupts calls that outlive the run: a signal that comes just before its call is lost.
@@ -57,6 +63,7 @@ pub(crate) struct Terms {
     pub(crate) host_threads: usize,
     /// How many vCPUs have work.
     pub(crate) vcpus: usize,
+    pub(crate) logged: DirtyLogged,
 }
 
 /// What the threads of one run share.
@@ -72,21 +79,24 @@ pub(crate) struct Run<'a> {
     /// Threads that have not ended.
     at_work: AtomicUsize,
     muster: Muster,
+    mappings: Mappings,
     /// What was lost before the run began.
     lost: Tally,
 }
 
 impl<'a> Run<'a> {
-    /// A run of these pieces in chunks of `chunk_bytes`; `lost` is what of the plan is in none of them, and why.
-    pub(crate) fn new(
-        terms: Terms,
-        pieces: Vec<Piece>,
-        chunk_bytes: u64,
-        lost: Tally,
-        control: &'a Control,
-    ) -> Self {
+    /// A run of the plan, in chunks of `chunk_bytes` unless it says otherwise. Looks at what its memory is, and touches
+    /// none of it yet.
+    pub(crate) fn new(terms: Terms, plan: &Plan, chunk_bytes: u64, control: &'a Control) -> Self {
+        let mappings = Mappings::read(terms.stages, control.entrance.changes());
+        let Survey { pieces, mut lost } = survey(plan.pieces(), terms.stages, &mappings);
+        let pieces = terms.room.fit(pieces, terms.stages, &mappings, &mut lost);
+        for stage in [Stage::Host, Stage::Second] {
+            control.meter.pass(stage, lost.bytes(stage));
+        }
+        let chunk_bytes = plan.chunk_bytes(chunk_bytes);
         let Terms { vcpus, host_threads, bytes, pace, interrupt, .. } = terms;
-        let room = host_threads + vcpus.max(1) * CHUNKS_AHEAD;
+        let room = vcpus.max(1).saturating_mul(CHUNKS_AHEAD).saturating_add(host_threads);
         let workers = interrupt.into_iter().flat_map(|interrupt| (0..vcpus).map(move |_| interrupt));
         Self {
             control,
@@ -97,51 +107,24 @@ impl<'a> Run<'a> {
             usable: AtomicUsize::new(vcpus),
             at_work: AtomicUsize::new(0),
             muster: Muster::default(),
+            mappings,
             lost,
             terms,
         }
     }
 
-    /// Does the work and gives the account of it; `progress` is called on this thread.
+    /// Does the work and gives the account of it; `progress` is called on this thread. Where it panics the run ends as if
+    /// stopped, and then the panic goes on.
     pub(crate) fn work<V: Vcpu + Send>(
         self,
         vcpus: &mut [V],
         progress: impl FnMut(&Progress),
     ) -> Result<Report, Error> {
-        let theirs = std::thread::scope(|scope| {
-            let mut threads: Vec<ScopedJoinHandle<'_, Tally>> = Vec::new();
-            let run = &self;
-            let hosts = (0..run.terms.host_threads).map(|number| {
-                let shift = run.begin_shift();
-                (format!("premap-host-{number}"), Box::new(move || run.host_worker(shift)) as Body<'_>)
-            });
-            let seconds = run.watched.iter().zip(vcpus).enumerate().map(|(number, (worker, vcpu))| {
-                let shift = run.begin_shift();
-                (
-                    format!("premap-vcpu-{number}"),
-                    Box::new(move || run.vcpu_worker(worker, vcpu, shift)) as Body<'_>,
-                )
-            });
-            for (name, job) in hosts.chain(seconds) {
-                match Builder::new().name(name).spawn_scoped(scope, job) {
-                    Ok(thread) => threads.push(thread),
-                    Err(error) => {
-                        run.control.declare_dead();
-                        run.wake();
-                        return Err(Error::Spawn(error));
-                    }
-                }
-            }
-            run.watch(progress);
-            let mut tally = Tally::default();
-            for thread in threads {
-                match thread.join() {
-                    Ok(theirs) => tally.merge(theirs),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            Ok(tally)
-        })?;
+        let mut told = Told::new(progress);
+        let lent = Mutex::new(self.watched.iter().zip(vcpus).rev().collect());
+        let theirs = std::thread::scope(|scope| self.share(scope, &lent, &mut told));
+        told.end();
+        let theirs = theirs?;
         let times = [Stage::Host, Stage::Second].map(|stage| self.clock.read(stage));
         let mut tally = self.lost;
         tally.merge(theirs);
@@ -150,7 +133,7 @@ impl<'a> Run<'a> {
         }
         self.pipeline.lose_rest(self.control, self.terms.stages, &mut tally);
         let asked = self.control.meter.read().asked;
-        let mut report = Report { asked, ..Report::default() };
+        let mut report = Report { asked, files: self.mappings.blamed(), ..Report::default() };
         tally.write(&mut report);
         for (stage, (share, busy)) in [&mut report.host, &mut report.second].into_iter().zip(times) {
             (stage.ns, stage.busy_ns) = (nanos(share), nanos(busy));
@@ -159,23 +142,92 @@ impl<'a> Run<'a> {
         Ok(report)
     }
 
-    /// Waits until every thread of the run has started.
-    fn begin_together(&self) {
-        let threads = self.terms.host_threads + self.watched.len();
-        self.muster.wait_for(threads, || self.control.ended().is_some());
+    /// Shares the work among threads, watches until they have ended, and gives their account.
+    fn share<'scope, V: Vcpu + Send>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        lent: &'scope Mutex<Vec<Lent<'_, V>>>,
+        told: &mut Told<impl FnMut(&Progress)>,
+    ) -> Result<Tally, Error> {
+        let mut threads: Vec<ScopedJoinHandle<'_, Tally>> = Vec::new();
+        let mut refused = None;
+        // vCPUs first: they do either stage.
+        let vcpus = (0..self.watched.len()).map(|number| (Role::Vcpu, format!("premap-vcpu-{number}")));
+        let hosts = (0..self.terms.host_threads).map(|number| (Role::Host, format!("premap-host-{number}")));
+        for (role, name) in vcpus.chain(hosts) {
+            let shift = self.begin_shift();
+            let body = move || {
+                let _shift = shift;
+                self.muster.wait(|| self.control.ended().is_some());
+                match role {
+                    Role::Host => self.host_worker(&mut || {}),
+                    Role::Vcpu => next_lent(lent).map_or_else(Tally::default, |(worker, vcpu)| {
+                        self.vcpu_worker(worker.watch(self.control.meter.begin()), vcpu, &mut || {})
+                    }),
+                }
+            };
+            match Builder::new().name(name).spawn_scoped(scope, body) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    refused = Some(error);
+                    break;
+                }
+            }
+        }
+        if let Some(error) = refused.filter(|_| threads.is_empty()) {
+            return self.work_alone(error, lent, told);
+        }
+        self.usable.store(threads.len().min(self.watched.len()), Ordering::Relaxed);
+        self.muster.expect(threads.len());
+        self.watch(told);
+        // All are joined before a panic goes on: a thread that is only waited for may outlive the run.
+        let ended: Vec<_> = threads.into_iter().map(ScopedJoinHandle::join).collect();
+        let mut tally = Tally::default();
+        for ended in ended {
+            tally.merge(ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        Ok(tally)
     }
 
-    fn host_worker(&self, _shift: Shift<'_, 'a>) -> Tally {
-        self.begin_together();
+    /// Does all the work on the calling thread, since there is no other.
+    ///
+    /// # Errors
+    /// What is said of threads, where nothing could interrupt calls.
+    fn work_alone<V: Vcpu>(
+        &self,
+        error: io::Error,
+        lent: &Mutex<Vec<Lent<'_, V>>>,
+        told: &mut Told<impl FnMut(&Progress)>,
+    ) -> Result<Tally, Error> {
+        self.usable.store(1, Ordering::Relaxed);
+        let mut room = self.terms.room.watch();
+        let tell = &mut || {
+            self.look_at(&mut room);
+            told.tell(self.control);
+        };
+        let tally = match next_lent(lent) {
+            None => self.host_worker(tell),
+            Some((worker, vcpu)) => {
+                let every = self.watch_every();
+                let watched = worker.watch_alone(self.control.meter.begin(), every);
+                self.vcpu_worker(watched.map_err(|_| Error::Spawn(error))?, vcpu, tell)
+            }
+        };
+        told.last(self.control);
+        Ok(tally)
+    }
+
+    fn host_worker(&self, between: &mut dyn FnMut()) -> Tally {
         let mut tally = Tally::default();
-        self.populate_rest(&mut tally);
+        self.populate_rest(&mut tally, between);
         tally
     }
 
     /// Takes chunks through the host stage until none is left.
-    fn populate_rest(&self, tally: &mut Tally) {
+    fn populate_rest(&self, tally: &mut Tally, between: &mut dyn FnMut()) {
         while let Some(numbered) = self.pipeline.take(self.control) {
             self.begin_chunk(numbered, tally);
+            between();
         }
     }
 
@@ -190,14 +242,21 @@ impl<'a> Run<'a> {
         let Numbered { place, chunk } = numbered;
         let mut ready = Vec::new();
         if self.terms.stages.include(Stage::Host) {
-            let stage =
-                HostStage { control: self.control, clock: &self.clock, patience: self.terms.patience };
+            let stage = HostStage {
+                control: self.control,
+                clock: &self.clock,
+                mappings: &self.mappings,
+                patience: self.terms.patience,
+            };
             let populated = stage.run(numbered, tally);
             if self.terms.stages.include(Stage::Second) {
                 for (range, reason) in populated.absent {
-                    // What the run's end cut off is worth another try at both stages; what the host refused is not.
-                    let why = if reason.fate() == Fate::Failed { Reason::HostStageFailed } else { reason };
-                    tally.lost(place, Stage::Second, range, why);
+                    tally.lost(
+                        place,
+                        Stage::Second,
+                        range,
+                        reason_at(Stage::Second, self.terms.stages, reason),
+                    );
                     self.control.meter.pass(Stage::Second, range.bytes());
                 }
                 ready = populated.present;
@@ -209,22 +268,26 @@ impl<'a> Run<'a> {
         if !self.terms.stages.include(Stage::Second) {
             tally.lost(place, Stage::Second, chunk.range, Reason::NotAsked);
         }
+        let ready = self.terms.logged.take_out(ready, |logged| {
+            tally.lost(place, Stage::Second, logged, Reason::DirtyLogged);
+            self.control.meter.pass(Stage::Second, logged.bytes());
+        });
         self.control.meter.pass(Stage::Host, chunk.range.bytes());
         self.pipeline.put(place, ready);
     }
 
-    fn vcpu_worker<V: Vcpu>(&self, worker: &Worker, vcpu: &mut V, _shift: Shift<'_, 'a>) -> Tally {
-        self.begin_together();
+    fn vcpu_worker<V: Vcpu>(&self, watched: Watched<'_>, vcpu: &mut V, between: &mut dyn FnMut()) -> Tally {
         let mut tally = Tally::default();
         let mut stage = SecondStage {
             vcpu,
             control: self.control,
             clock: &self.clock,
-            watched: worker.watch(self.control.meter.begin()),
+            watched,
             patience: self.terms.patience,
             unsupported: self.terms.unsupported,
             stalled: false,
             changes: self.control.entrance.changes(),
+            refused: None,
         };
         let mut usable = Usable::Yes;
         while let Some(job) = self.pipeline.next(self.control) {
@@ -243,36 +306,43 @@ impl<'a> Run<'a> {
             }
             // A vCPU that has given up leaves the second stage to the others; the last one stays to account for it.
             if was != usable && self.usable.fetch_sub(1, Ordering::Relaxed) > 1 {
-                self.populate_rest(&mut tally);
+                self.populate_rest(&mut tally, between);
                 break;
             }
+            between();
         }
         tally
     }
 
     /// Watches until every thread has ended.
-    fn watch(&self, mut progress: impl FnMut(&Progress)) {
-        let mut told = Instant::now();
+    fn watch(&self, told: &mut Told<impl FnMut(&Progress)>) {
         let mut room = self.terms.room.watch();
         let begin = self.control.meter.begin();
         while self.at_work.load(Ordering::Acquire) > 0 {
             let ended = self.control.ended().is_some();
             let (every, limit) =
-                if ended { (END_EVERY, Duration::ZERO) } else { (WATCH_EVERY, self.terms.patience) };
+                if ended { (END_EVERY, Duration::ZERO) } else { (self.watch_every(), self.terms.patience) };
             if ended {
                 self.wake();
             }
             self.watched.iter().for_each(|worker| worker.interrupt_after(limit, begin));
             self.control.bell.wait(room.wait().map_or(every, |wait| wait.min(every)));
-            if let Some(limit) = room.look() {
-                self.control.run_short(limit);
-            }
-            if told.elapsed() >= PROGRESS_EVERY {
-                progress(&self.control.meter.read());
-                told = Instant::now();
-            }
+            self.look_at(&mut room);
+            told.tell(self.control);
         }
-        progress(&self.control.meter.read());
+        told.last(self.control);
+    }
+
+    /// Ends the run where others have used up the room that it had.
+    fn look_at(&self, room: &mut Watch<'_>) {
+        if let Some(limit) = room.look() {
+            self.control.run_short(limit);
+        }
+    }
+
+    /// How often to look at calls: often enough for the patience that the caller has.
+    fn watch_every(&self) -> Duration {
+        self.terms.patience.clamp(END_EVERY, WATCH_EVERY)
     }
 
     /// Wakes every worker that waits for something, to look whether the run has ended.
@@ -290,7 +360,19 @@ impl<'a> Run<'a> {
     }
 }
 
-type Body<'scope> = Box<dyn FnOnce() -> Tally + Send + 'scope>;
+/// A vCPU and who watches its worker.
+type Lent<'a, V> = (&'a Worker, &'a mut V);
+
+/// What a thread does.
+#[derive(Clone, Copy, Debug)]
+enum Role {
+    Vcpu,
+    Host,
+}
+
+fn next_lent<'a, V>(lent: &Mutex<Vec<Lent<'a, V>>>) -> Option<Lent<'a, V>> {
+    lent.lock().unwrap_or_else(PoisonError::into_inner).pop()
+}
 
 /// A thread's time at work. Where it ends by a panic, so does the run, and nobody waits for what it had in hand.
 struct Shift<'r, 'a>(&'r Run<'a>);

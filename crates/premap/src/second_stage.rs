@@ -7,13 +7,15 @@
 //! |---|---|
 //! | EINTR | again, unless the run ended; where the watchdog's time passed without progress, once more with a new root, then abandoned |
 //! | EAGAIN | again after a pause that grows, until the watchdog's time has passed: abandoned |
-//! | ENOENT | no memslot holds the page: skipped, on with the next |
-//! | EFAULT, EHWPOISON | the page failed, on with the next |
+//! | ENOENT | no memslot holds the page: skipped, as far as the [`hole`] reaches |
+//! | EFAULT, EHWPOISON | the page failed, and those behind it that are refused alike |
 //! | EOPNOTSUPP, ENOTTY | no second stage on this VM: skipped, now and for the rest of the run |
 //! | EIO | the VM is dead: the run ends |
 //! | EINVAL, ENOMEM, ENOSPC, others | the rest of the chunk failed |
+//!
+//! Progress is what a call did in whole pages of what it was asked for; whatever else it says of its range is none.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use premap_address::{Gpa, GpaRange, PAGE_SIZE};
 use premap_kvm::abi::kvm_pre_fault_memory;
@@ -21,7 +23,8 @@ use premap_kvm::{Errno, Vcpu};
 
 use crate::clock::Clock;
 use crate::control::Control;
-use crate::gate::Standing;
+use crate::forgotten::Standing;
+use crate::hole::{self, Page};
 use crate::patience::Patience;
 use crate::report::{Reason, Stage, Unsupported};
 use crate::tally::Tally;
@@ -40,6 +43,8 @@ pub(crate) struct SecondStage<'a, V> {
     pub(crate) stalled: bool,
     /// How often the gate had been closed when the vCPU's root was last known to be good.
     pub(crate) changes: u64,
+    /// Pages refused in a row, and why, since the vCPU last mapped one.
+    pub(crate) refused: Option<(Errno, u64)>,
 }
 
 /// What became of a call.
@@ -52,7 +57,7 @@ enum Called {
 
 /// What to do about a page that was refused.
 enum Refusal {
-    /// Lose this page for the reason and go on behind it.
+    /// Lose this page, and those refused alike, for the reason and go on behind them.
     Page(Reason),
     /// Lose the rest of the range for the reason.
     Rest(Reason),
@@ -88,17 +93,19 @@ impl<V: Vcpu> SecondStage<'_, V> {
                 tally.mapped(Stage::Second, done);
                 patience.progress();
                 self.stalled = false;
+                self.refused = None;
                 rest = after(left, done);
                 continue;
             }
             // A success without progress is none; it is paced like EAGAIN.
-            match self.judge(result.err().unwrap_or(Errno::AGAIN), &mut patience, &mut renewed) {
+            let errno = result.err().unwrap_or(Errno::AGAIN);
+            match self.judge(errno, &mut patience, &mut renewed) {
                 Refusal::Again => {}
                 Refusal::Page(reason) => {
-                    let page = GpaRange::new(left.start(), PAGE_SIZE);
-                    tally.lost(place, Stage::Second, page, reason);
+                    let bytes = self.refused_alike(left, errno, &mut patience, tally);
+                    tally.lost(place, Stage::Second, GpaRange::new(left.start(), bytes), reason);
                     patience.progress();
-                    rest = after(left, PAGE_SIZE);
+                    rest = after(left, bytes);
                 }
                 Refusal::Rest(reason) => {
                     tally.lost(place, Stage::Second, left, reason);
@@ -112,6 +119,31 @@ impl<V: Vcpu> SecondStage<'_, V> {
         Usable::Yes
     }
 
+    /// How many bytes are refused like the range's first page.
+    fn refused_alike(
+        &mut self,
+        range: GpaRange,
+        errno: Errno,
+        patience: &mut Patience,
+        tally: &mut Tally,
+    ) -> u64 {
+        let before = self.refused.filter(|(other, _)| *other == errno).map_or(0, |(_, pages)| pages);
+        let pages = hole::extent(range.pages(), before, |page| {
+            let Some((_, behind)) = range.split_at(page * PAGE_SIZE) else { return Page::Unknown };
+            if self.control.ended().is_some() {
+                return Page::Unknown;
+            }
+            match self.call(GpaRange::new(behind.start(), PAGE_SIZE), patience, tally) {
+                Ok(Called::Did(0, Err(other))) if other == errno => Page::Refused,
+                Ok(Called::Did(0, Err(Errno::NOENT | Errno::FAULT | Errno::HWPOISON))) => Page::Differs,
+                Ok(Called::Did(0, _) | Called::Gone(_)) | Err(_) => Page::Unknown,
+                Ok(Called::Did(..)) => Page::Differs,
+            }
+        });
+        self.refused = Some((errno, before + pages));
+        pages * PAGE_SIZE
+    }
+
     /// One call, once the gate is open, on as much of `range` as is there.
     ///
     /// # Errors
@@ -123,12 +155,13 @@ impl<V: Vcpu> SecondStage<'_, V> {
         tally: &mut Tally,
     ) -> Result<Called, Reason> {
         let Self { vcpu, control, clock, watched, changes, .. } = self;
+        let came = Instant::now();
         let pass = control.enter(Some(watched.seat()))?;
+        // The time at the gate was not the call's. To start anew would let a gate that opens and closes go on for ever.
+        patience.excuse(came.elapsed());
         if std::mem::replace(changes, pass.changes()) != pass.changes() {
-            // Slots may have changed, and the root gone stale. Where it can't be renewed, the watchdog is left. The time
-            // at the gate was not the call's.
+            // Slots may have changed, and the root gone stale. Where it can't be renewed, the watchdog is left.
             let _ = vcpu.renew_root();
-            patience.progress();
         }
         let size = match pass.standing(range) {
             Standing::There(bytes) => bytes,
@@ -139,13 +172,16 @@ impl<V: Vcpu> SecondStage<'_, V> {
         let result = watched.during(|| clock.time(Stage::Second, || vcpu.pre_fault_memory(&mut arg)));
         drop(pass);
         // A large mapping may reach beyond what was asked: only what was asked counts.
-        let done = Gpa::new(arg.gpa).checked_offset_from(range.start()).unwrap_or(0);
-        Ok(Called::Did(done.min(size), result))
+        let done = Gpa::new(arg.gpa).checked_offset_from(range.start()).unwrap_or(0).min(size);
+        Ok(Called::Did(done / PAGE_SIZE * PAGE_SIZE, result))
     }
 
     fn judge(&mut self, errno: Errno, patience: &mut Patience, renewed: &mut bool) -> Refusal {
         let why = match errno {
-            Errno::INTR if !patience.is_over() => return Refusal::Again,
+            Errno::INTR if !patience.is_over() => {
+                patience.pause();
+                return Refusal::Again;
+            }
             // A root that went stale is what a call spins on; with a new one it may well go on.
             Errno::INTR if !std::mem::replace(renewed, true) && self.vcpu.renew_root().is_ok() => {
                 patience.progress();

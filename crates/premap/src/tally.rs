@@ -40,6 +40,11 @@ impl Tally {
         }
     }
 
+    /// All bytes of a stage that are accounted for.
+    pub(crate) fn bytes(&self, stage: Stage) -> u64 {
+        self.stages[stage as usize].bytes()
+    }
+
     /// Takes another worker's account in.
     pub(crate) fn merge(&mut self, other: Self) {
         for (ours, theirs) in self.stages.iter_mut().zip(other.stages) {

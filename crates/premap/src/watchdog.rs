@@ -5,10 +5,12 @@
 //! ended, is sent a signal again and again until it returns. One that was only slow returns with what it has done and is
 //! simply called again.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::alarm::Alarm;
 use crate::interrupt::{Interrupt, Seat, Seated};
 
 /// No call is under way.
@@ -29,7 +31,16 @@ impl Worker {
 
     /// Watches the calling thread.
     pub(crate) fn watch(&self, begin: Instant) -> Watched<'_> {
-        Watched { worker: self, begin, _seated: self.seat.sit() }
+        Watched { worker: self, begin, alarm: None, _seated: self.seat.sit() }
+    }
+
+    /// Has a timer watch the calling thread, where no other can: every call is interrupted after each such time.
+    ///
+    /// # Errors
+    /// There is no timer.
+    pub(crate) fn watch_alone(&self, begin: Instant, every: Duration) -> io::Result<Watched<'_>> {
+        let alarm = Alarm::new(self.seat.signal(), every)?;
+        Ok(Watched { alarm: Some(alarm), ..self.watch(begin) })
     }
 
     /// Interrupts the worker if its call began more than `limit` ago.
@@ -47,6 +58,7 @@ impl Worker {
 pub(crate) struct Watched<'a> {
     worker: &'a Worker,
     begin: Instant,
+    alarm: Option<Alarm>,
     _seated: Seated<'a>,
 }
 
@@ -60,7 +72,10 @@ impl Watched<'_> {
     pub(crate) fn during<T>(&self, call: impl FnOnce() -> T) -> T {
         let now = u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(IDLE - 1);
         self.worker.since.store(now, Ordering::Relaxed);
-        let value = call();
+        let value = match &self.alarm {
+            Some(alarm) => alarm.during(call),
+            None => call(),
+        };
         self.worker.since.store(IDLE, Ordering::Relaxed);
         value
     }

@@ -153,7 +153,7 @@ fn what_the_vmm_has_forgotten_is_skipped_to_the_byte() {
     let page = |number: u64| GpaRange::new(Gpa::new(number * 4096), 4096);
     let gate = Gate::new();
     let guard = gate.close();
-    // No run is there to know of it.
+    // The plan is newer than that.
     guard.forget(page(7));
     let (background, _) = begin(Engine::new().gate(&gate), |_| Call::Maps(Duration::ZERO));
     let chunk = GpaRange::new(Gpa::new(3 * BACKGROUND_CHUNK - 8192), BACKGROUND_CHUNK);
@@ -168,6 +168,20 @@ fn what_the_vmm_has_forgotten_is_skipped_to_the_byte() {
     // The next run's plan is newer.
     let (background, _) = begin(Engine::new().gate(&gate), |_| Call::Maps(Duration::ZERO));
     assert_eq!(end(background).second.mapped, BYTES);
+}
+
+#[test]
+fn what_went_between_planning_and_running_is_left_out() {
+    let gone = GpaRange::new(Gpa::new(BACKGROUND_CHUNK + 4096), 3 * BACKGROUND_CHUNK);
+    let (gate, early) = (Gate::new(), plan());
+    gate.close().forget(gone);
+    let late = plan();
+    for (plan, skipped) in [(&early, gone.bytes()), (&late, 0), (&early, gone.bytes())] {
+        let spare = Spare { seen: Arc::default(), script: |_| Call::Maps(Duration::ZERO) };
+        let engine = Engine::new().stages(Stages::Second).gate(&gate);
+        let report = end(engine.background(plan.clone(), vec![spare]).expect("the run can begin"));
+        assert_eq!((report.second.skipped, report.second.mapped), (skipped, BYTES - skipped), "{report:?}");
+    }
 }
 
 #[test]

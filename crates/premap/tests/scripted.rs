@@ -4,10 +4,12 @@
 // UNSAFETY: implements a trait with unsafe methods; none is called.
 #![expect(unsafe_code, reason = "the trait's methods are unsafe to call")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use premap::{
-    Backing, Budget, Engine, Fate, Gpa, GpaRange, Hva, Plan, Reason, Region, Report, Stages, Stop, Touch,
+    BACKGROUND_CHUNK, Backing, Budget, Engine, Fate, Gate, Gpa, GpaRange, Hva, Plan, Reason, Region, Report,
+    Stages, Stop, Touch,
 };
 use premap_kvm::abi::{kvm_enable_cap, kvm_pre_fault_memory, kvm_userspace_memory_region};
 use premap_kvm::{Errno, Stats, Vcpu, Vm};
@@ -23,6 +25,8 @@ enum Page {
     Later(Errno, u32),
     /// Spins until a signal comes, for ever.
     Spins,
+    /// Advances by so many bytes, which may be none, part of a page, backward or beyond what was asked, and calls it done.
+    Advances(u64),
     /// Maps, and leaves the root stale: what comes next spins until the root is renewed.
     Stales,
 }
@@ -48,7 +52,7 @@ impl<F: Fn(u64) -> Page + Send> Scripted<F> {
                 self.tries += 1;
                 return Err(errno);
             }
-            Page::Later(..) => Ok(()),
+            Page::Later(..) | Page::Advances(_) => Ok(()),
             Page::Spins => {
                 // A sleep that a signal interrupts, as a spin in the kernel is; std's own would go on.
                 let hour = rustix::thread::Timespec { tv_sec: 3600, tv_nsec: 0 };
@@ -68,6 +72,10 @@ impl<F: Fn(u64) -> Page + Send> Vcpu for Scripted<F> {
     fn pre_fault_memory(&mut self, range: &mut kvm_pre_fault_memory) -> premap_kvm::Result<()> {
         let begin = range.gpa;
         while range.size > 0 {
+            if let Page::Advances(bytes) = (self.script)(range.gpa / PAGE) {
+                range.gpa = if range.gpa == begin { begin.wrapping_add(bytes) } else { range.gpa };
+                return Ok(());
+            }
             match self.page(range.gpa) {
                 Ok(()) => (range.gpa, range.size) = (range.gpa + PAGE, range.size - PAGE),
                 Err(errno) => return if range.gpa == begin { Err(errno) } else { Ok(()) },
@@ -94,9 +102,13 @@ fn plan(pages: u64) -> Plan {
 
 /// Runs the second stage over `pages` and gives its report, after checking that every byte is accounted for.
 fn run(engine: Engine<'_>, pages: u64, vcpus: usize, script: impl Fn(u64) -> Page + Send + Copy) -> Report {
-    let plan = plan(pages);
+    go(engine, &plan(pages), vcpus, script)
+}
+
+/// The same over a plan.
+fn go(engine: Engine<'_>, plan: &Plan, vcpus: usize, script: impl Fn(u64) -> Page + Send + Copy) -> Report {
     let mut vcpus: Vec<_> = (0..vcpus).map(|_| Scripted { script, tries: 0, stale: false }).collect();
-    let report = engine.stages(Stages::Second).run(&plan, &mut vcpus).expect("a vCPU was lent");
+    let report = engine.stages(Stages::Second).run(plan, &mut vcpus).expect("a vCPU was lent");
     assert_eq!((report.host.bytes(), report.second.bytes()), (plan.bytes(), plan.bytes()), "{report:?}");
     assert_eq!(report.host.skipped, plan.bytes());
     for fate in [Fate::Skipped, Fate::Failed, Fate::Abandoned] {
@@ -154,10 +166,68 @@ fn what_passes_is_tried_again() {
 }
 
 #[test]
+fn progress_counts_in_whole_pages_of_what_was_asked_and_no_byte_is_lost() {
+    // Less than a page, and backward, is no progress: the rest of the chunk stays with its reason.
+    for bytes in [0, 1, PAGE - 1, PAGE.wrapping_neg(), 1_u64.wrapping_neg()] {
+        check(Page::Advances(bytes), &[(10, 6)], Reason::Busy);
+    }
+    // A page and a half is a page.
+    check(Page::Advances(PAGE + PAGE / 2), &[], Reason::Busy);
+    // What lies beyond the call's range is not its own.
+    check(Page::Advances(1 << 40), &[], Reason::Busy);
+}
+
+#[test]
+fn a_hole_takes_few_calls_and_every_slot_that_is_as_long_as_a_step_is_mapped() {
+    let gib = (1 << 30) / PAGE;
+    // 16 GiB of nothing, but for 2 MiB in the midst and at the end, off every boundary.
+    let there = move |page| (5 * gib + 77..5 * gib + 589).contains(&page) || page >= 16 * gib - 3;
+    for (errno, why) in [(Errno::NOENT, Reason::NoMemslot), (Errno::FAULT, Reason::Errno(Errno::FAULT))] {
+        let script = move |page| if there(page) { Page::Maps } else { Page::Fails(errno) };
+        let plan = plan(16 * gib).with_chunk(BACKGROUND_CHUNK).unwrap();
+        let report = go(Engine::new(), &plan, 2, script);
+        assert!(report.second.calls < 40_000, "{report:?}");
+        assert_eq!(report.second.mapped, 515 * PAGE, "{report:?}");
+        let lost: Vec<_> = lost(&report, |reason| reason == why).collect();
+        assert_eq!(lost, [(0, 5 * gib + 77), (5 * gib + 589, 11 * gib - 592)]);
+    }
+}
+
+#[test]
+fn more_host_threads_than_can_be_are_as_many_as_can_be() {
+    let plan = plan(1);
+    // Nothing can be made present at that address; that so many threads were asked for is no reason to fail.
+    let mut none: [Scripted<fn(u64) -> Page>; 0] = [];
+    let report = Engine::new().stages(Stages::Host).host_threads(usize::MAX).run(&plan, &mut none);
+    assert_eq!(report.expect("it begins").host.bytes(), PAGE);
+}
+
+#[test]
 fn what_never_passes_is_given_up_in_time() {
     check(Page::Fails(Errno::AGAIN), &[(10, 6)], Reason::Busy);
     check(Page::Fails(Errno::INTR), &[(10, 6)], Reason::NoProgress);
     check(Page::Spins, &[(10, 6)], Reason::NoProgress);
+}
+
+#[test]
+fn a_gate_that_opens_and_closes_does_not_renew_patience() {
+    let (gate, ended) = (Gate::new(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                drop(gate.close());
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        for errno in [Errno::AGAIN, Errno::INTR] {
+            let engine = Engine::new().gate(&gate).patience(Duration::from_millis(20));
+            let report = run(engine, 8, 1, move |_| Page::Fails(errno));
+            assert_eq!(report.second.abandoned, report.asked, "{report:?}");
+            // Retries are paced: without, it would be hundreds of thousands.
+            assert!(report.second.calls < 2000, "{report:?}");
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]
@@ -310,4 +380,16 @@ fn a_panicking_vcpu_does_not_hang_the_run() {
     let panicked =
         std::panic::catch_unwind(|| run(Engine::new(), 1024, 2, |_| panic!("the VMM's own fault")));
     assert!(panicked.is_err());
+}
+
+#[test]
+fn a_panic_in_a_progress_callback_ends_the_run_as_if_stopped_and_then_goes_on() {
+    for vcpus in [1, 3] {
+        let engine =
+            Engine::new().patience(Duration::from_secs(3600)).progress(|_| panic!("the VMM's own fault"));
+        // Nothing but the watchdog ends these calls.
+        let run = std::panic::AssertUnwindSafe(|| run(engine, 1024, vcpus, |_| Page::Spins));
+        let panic = std::panic::catch_unwind(run).expect_err("the panic goes on");
+        assert_eq!(panic.downcast_ref(), Some(&"the VMM's own fault"));
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use premap::td::{Launch, LaunchError, LaunchReport, Phase, Piece};
 use premap::{Gpa, GpaRange, Reason, Stop, Unsupported};
@@ -37,6 +38,22 @@ struct State {
     mapped: Vec<u64>,
     /// What the next calls that add give instead.
     trouble: Vec<TdxError>,
+    /// What the next calls that finalize give instead.
+    last_trouble: Vec<TdxError>,
+}
+
+/// What a call gives that spins until a signal comes: it ends with EINTR.
+const SPIN: Errno = Errno::XFULL;
+
+fn suffer(error: TdxError) -> TdxError {
+    if error.errno != SPIN {
+        return error;
+    }
+    // A sleep that a signal interrupts, as a spin in the kernel is; std's own would go on.
+    let hour = rustix::thread::Timespec { tv_sec: 3600, tv_nsec: 0 };
+    let slept = rustix::thread::nanosleep(&hour);
+    assert!(!matches!(slept, rustix::thread::NanosleepRelativeResult::Ok), "no signal came");
+    Errno::INTR.into()
 }
 
 #[derive(Clone, Debug, Default)]
@@ -89,6 +106,10 @@ impl TdVm for Td {
 
     fn tdx_finalize_vm(&self) -> std::result::Result<(), TdxError> {
         let mut state = self.state();
+        if let Some(error) = state.last_trouble.pop() {
+            drop(state);
+            return Err(suffer(error));
+        }
         if state.finalized || state.reserved.values().any(|used| !used) {
             return Err(Errno::INVAL.into());
         }
@@ -148,7 +169,8 @@ impl TdVcpu for TdCpu {
             if state.added.len() % 3 == 2
                 && let Some(error) = state.trouble.pop()
             {
-                return Err(error);
+                drop(state);
+                return Err(suffer(error));
             }
             if state.kernel == Kernel::Reserves && state.reserved.insert(region.gpa, true) != Some(false) {
                 return Err(Errno::IO.into());
@@ -234,6 +256,33 @@ fn a_busy_module_and_signals_are_waited_out() {
     launch(&td, 1).unwrap();
     assert_eq!(td.state().added, expected());
     assert!(td.state().trouble.is_empty());
+}
+
+#[test]
+fn retries_end_with_patience_and_a_call_that_spins_is_interrupted() {
+    const MANY: usize = 1_000_000;
+    let many = |error: TdxError| vec![error; MANY];
+    let busy = TdxError { errno: Errno::BUSY, hw_error: 0x8000_0200_0000_0092 };
+    for (trouble, why) in [
+        (many(Errno::INTR.into()), Reason::NoProgress),
+        (many(busy), Reason::Busy),
+        (many(Errno::AGAIN.into()), Reason::Busy),
+        (many(SPIN.into()), Reason::NoProgress),
+    ] {
+        for phase in [Phase::Add, Phase::Finalize] {
+            let td = Td::new(Kernel::Refuses);
+            match phase {
+                Phase::Add => td.state().trouble = trouble.clone(),
+                _ => td.state().last_trouble = trouble.clone(),
+            }
+            let launch = Launch::new(pieces(), 0).unwrap().patience(Duration::from_millis(20));
+            let error = launch.run(&td, &mut td.vcpus(1)).unwrap_err();
+            assert!(matches!(error, LaunchError::Ended(ended) if ended == why), "{phase}: {error}");
+            let state = td.state();
+            let calls = MANY - state.trouble.len().max(state.last_trouble.len());
+            assert!(calls < 2000, "{calls} calls while {phase}");
+        }
+    }
 }
 
 #[test]

@@ -5,8 +5,10 @@
 //! ```
 //!
 //! Both sides run under `premap exec`, which counts faults; on the one side it does nothing else. Every boot must print
-//! the same, byte for byte, and end with the same exit code. Transparent huge pages are off in the lab's kernel.
+//! the same, byte for byte, and end with the same exit code. Transparent huge pages are off in the lab's kernel. Then come
+//! the rows of [`harm`], in which the VMM may not be worse off with premap.
 
+mod harm;
 mod verdict;
 
 use std::io::{self, Write};
@@ -33,9 +35,12 @@ const UNPACK_LIMIT: Duration = Duration::from_secs(120);
 /// Flags of `cargo xtask exec-check`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Boots without premap, and as many with it
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Boots without premap, and as many with it; with 0 only the rows of harm are run
+    #[arg(long, value_name = "N", default_value_t = 10)]
     boots: u32,
+    /// Run only this row of harm; may be given more than once
+    #[arg(long, value_enum, value_name = "CASE")]
+    harm: Vec<harm::Case>,
     /// Kernel series of the lab such as 6.12, or `latest`
     #[arg(long, value_name = "SERIES", default_value = "6.12")]
     kernel: Line,
@@ -80,6 +85,7 @@ pub(crate) fn run_in_suite(lab: &Lab) -> Result<()> {
     let kernel = lab.kernels.first().context("the lab has no kernel")?;
     let options = Options {
         boots: 1,
+        harm: Vec::new(),
         kernel: Line::Series(kernel.release.clone()),
         timeout: SUITE_LIMIT,
         machine: None,
@@ -98,7 +104,9 @@ fn print(verdict: &Verdict, options: &Options) -> Result<()> {
 fn check(lab: &Lab, kernel: &Kernel, options: &Options) -> Result<Verdict> {
     let archive = lab.directory.join(format!("vmm-{}.cpio", std::process::id()));
     let packed = nested::pack(lab, &build()?, &archive)?;
-    let boot = Boot::start(lab, kernel, &Machine::default(), &[packed]);
+    // Room for a GiB of the VMM's twice, beside what is unpacked.
+    let machine = Machine { memory: "3G".to_owned(), ..Machine::default() };
+    let boot = Boot::start(lab, kernel, &machine, &[packed]);
     // A running lab has it in memory.
     std::fs::remove_file(&archive)?;
     let mut boot = boot?;
@@ -120,6 +128,10 @@ fn check(lab: &Lab, kernel: &Kernel, options: &Options) -> Result<Verdict> {
             note!("boot {number} {side}: {outcome}");
             verdict.add(side, outcome);
         }
+    }
+    let all = harm::Case::all();
+    for case in all.iter().filter(|case| options.harm.is_empty() || options.harm.contains(case)) {
+        verdict.add_row(harm::run(&mut boot, *case)?);
     }
     Ok(verdict)
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::harm::Row;
+
 /// Of the faults without premap, what may be left with it, in percent.
 const MOST_FAULTS: u64 = 2;
 
@@ -23,14 +25,18 @@ impl Side {
             Self::With => "two-stage",
         }
     }
+
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Without => "without",
+            Self::With => "with",
+        }
+    }
 }
 
 impl fmt::Display for Side {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Without => "without premap",
-            Self::With => "with premap",
-        })
+        write!(f, "{} premap", self.word())
     }
 }
 
@@ -81,6 +87,7 @@ pub(super) struct Verdict {
     boots: u32,
     without: Sum,
     with: Sum,
+    harm: Vec<Row>,
     #[serde(skip)]
     outcomes: Vec<Outcome>,
 }
@@ -112,8 +119,12 @@ fn median(values: &[u64]) -> u64 {
 
 impl Verdict {
     pub(super) fn new(vmm: String, kernel: &str, boots: u32) -> Self {
-        let (without, with) = Default::default();
-        Self { vmm, kernel: kernel.to_owned(), boots, without, with, outcomes: Vec::new() }
+        let (without, with, harm, outcomes) = Default::default();
+        Self { vmm, kernel: kernel.to_owned(), boots, without, with, harm, outcomes }
+    }
+
+    pub(super) fn add_row(&mut self, row: Row) {
+        self.harm.push(row);
     }
 
     pub(super) fn add(&mut self, side: Side, outcome: Outcome) {
@@ -130,6 +141,10 @@ impl Verdict {
         if made.iter().any(|made| u32::try_from(*made).ok() != Some(self.boots)) {
             return Some(format!("of {} boots each, {made:?} were made", self.boots));
         }
+        self.shortfall_of_boots().or_else(|| self.harm.iter().find_map(Row::shortfall))
+    }
+
+    fn shortfall_of_boots(&self) -> Option<String> {
         let first = self.outcomes.first()?;
         if let Some(other) = self.outcomes.iter().find(|other| other.console != first.console) {
             return Some(format!("the consoles differ:\n{}\nagainst\n{}", first.console, other.console));
@@ -148,7 +163,7 @@ impl Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |ns| Duration::from_nanos(ns).as_secs_f64();
-        let Self { vmm, kernel, boots, without, with, .. } = self;
+        let Self { vmm, kernel, boots, without, with, harm, .. } = self;
         writeln!(f, "{vmm} on Linux {kernel}, {boots} boots each, medians")?;
         writeln!(
             f,
@@ -156,7 +171,8 @@ impl fmt::Display for Verdict {
             without.faults,
             seconds(without.boot_ns)
         )?;
-        write!(f, "  with premap exec     {:>6} faults  {:>6.1} s", with.faults, seconds(with.boot_ns))
+        write!(f, "  with premap exec     {:>6} faults  {:>6.1} s", with.faults, seconds(with.boot_ns))?;
+        harm.iter().try_for_each(|row| write!(f, "\n{row}"))
     }
 }
 

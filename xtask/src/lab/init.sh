@@ -16,6 +16,12 @@ mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /run
 mount -t debugfs debugfs /sys/kernel/debug
 mount -t hugetlbfs hugetlbfs /dev/hugepages
+# For tests of what limits do; the private kernel has none of them.
+if mount -t cgroup2 cgroup2 /sys/fs/cgroup; then
+    for controller in memory pids hugetlb; do
+        echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control
+    done
+fi
 ln -s /proc/self/fd /dev/fd
 ln -s /proc/self/fd/0 /dev/stdin
 ln -s /proc/self/fd/1 /dev/stdout

@@ -14,6 +14,12 @@ use super::{modules, note, source, version};
 const FLAVOUR: &str = "-cloud-amd64";
 /// What a kernel was built with, beside its image.
 const CONFIGURATION: &str = "config";
+/// What makes a kernel a KVM host.
+const KVM: &str = "kvm-amd";
+/// What gives Debian's kernels a file system on a disk beside that, for VMMs whose memory is a file.
+const DISK: [&str; 2] = ["loop", "ext4"];
+/// Which of them one of Debian's kernels was unpacked with, beside its image.
+const MODULES: &str = "modules-asked";
 
 /// A line of kernels to choose from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,9 +85,11 @@ impl Kernel {
     /// Returns the pinned kernel of this line, if there is one.
     pub(super) fn pinned(lab: &Path, line: &Line) -> Option<Self> {
         let directory = directory(lab, line);
-        if *line == Line::Private
-            && fs::read_to_string(directory.join(CONFIGURATION)).ok()? != source::CONFIGURATION
-        {
+        let (made_of, wanted) = match line {
+            Line::Private => (CONFIGURATION, source::CONFIGURATION.to_owned()),
+            Line::Latest | Line::Series(_) => (MODULES, asked(line).join(" ")),
+        };
+        if fs::read_to_string(directory.join(made_of)).ok()? != wanted {
             return None;
         }
         let release = fs::read_to_string(directory.join("release")).ok()?.trim().to_owned();
@@ -101,7 +109,7 @@ impl Kernel {
 
     fn build(lab: &Path, apt: &Apt) -> Result<Self> {
         let built = source::build(lab, apt).context("cannot build the private kernel")?;
-        let fresh = gather(lab, &built.release, &built.image, &built.modules)?;
+        let fresh = gather(lab, &Line::Private, &built.release, &built.image, &built.modules)?;
         fs::write(fresh.join(CONFIGURATION), source::CONFIGURATION)?;
         pin(lab, &Line::Private, &fresh)?;
         built.remove()?;
@@ -185,19 +193,28 @@ fn unpack(lab: &Path, apt: &Apt, line: &Line, release: &str, packages: &[String]
         bail!("the packages of {release} have no kernel image or no kvm module");
     };
 
-    let fresh = gather(lab, release, &image, &tree)?;
+    let fresh = gather(lab, line, release, &image, &tree)?;
+    fs::write(fresh.join(MODULES), asked(line).join(" "))?;
     pin(lab, line, &fresh)?;
     fs::remove_dir_all(root)?;
     Ok(())
 }
 
-/// Copies the image, and the modules of a tree that make it a KVM host, to where a kernel waits for being pinned.
-fn gather(lab: &Path, release: &str, image: &Path, tree: &Path) -> Result<PathBuf> {
+/// The modules that a kernel of this line is to have.
+fn asked(line: &Line) -> Vec<&'static str> {
+    match line {
+        Line::Private => vec![KVM],
+        Line::Latest | Line::Series(_) => [KVM].into_iter().chain(DISK).collect(),
+    }
+}
+
+/// Copies the image, and the modules of a tree that the lab asks for, to where a kernel waits for being pinned.
+fn gather(lab: &Path, line: &Line, release: &str, image: &Path, tree: &Path) -> Result<PathBuf> {
     let fresh = lab.join("kernel-new");
     fresh_directory(&fresh)?;
     fs::copy(image, fresh.join("vmlinuz"))?;
     fs::create_dir(fresh.join("modules"))?;
-    for (at, (name, bytes)) in modules::with_dependencies(tree, &["kvm-amd"])?.iter().enumerate() {
+    for (at, (name, bytes)) in modules::with_dependencies(tree, &asked(line))?.iter().enumerate() {
         fs::write(fresh.join("modules").join(format!("{at:02}-{name}.ko")), bytes)?;
     }
     fs::write(fresh.join("release"), release)?;

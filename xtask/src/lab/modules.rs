@@ -10,12 +10,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-/// Returns the named modules and all they depend on, uncompressed, each after its dependencies.
+/// Returns the named modules and all they depend on, uncompressed, each after its dependencies. One that is built into the
+/// kernel is left out.
 pub(super) fn with_dependencies(tree: &Path, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
     walk(&tree.join("kernel"), &mut files)?;
     let mut loaded = Vec::new();
-    for name in names {
+    let built_in = fs::read_to_string(tree.join("modules.builtin")).unwrap_or_default();
+    for name in names.iter().filter(|name| !is_built_in(&built_in, name)) {
         visit(&files, name, &mut loaded)?;
     }
     Ok(loaded)
@@ -57,6 +59,11 @@ fn canonical(name: &str) -> String {
 fn module_name(file: &Path) -> Option<String> {
     let (name, extension) = file.file_name()?.to_str()?.split_once(".ko")?;
     ["", ".xz", ".zst"].contains(&extension).then(|| canonical(name))
+}
+
+/// Whether the list, a path a line, has a module of this name.
+fn is_built_in(list: &str, name: &str) -> bool {
+    list.lines().any(|path| module_name(Path::new(path)).is_some_and(|known| known == canonical(name)))
 }
 
 fn decompress(file: &Path) -> Result<Vec<u8>> {
@@ -113,6 +120,13 @@ mod tests {
         let check = |module: &[u8], expected: &[&str]| assert_eq!(parameters(module), expected);
         check(b"ELF\0parmtype=npt:bool\0parm=npt:Nested paging\0parmtype=nested:int\0", &["npt", "nested"]);
         check(b"ELF\0parm=npt:Nested paging\0", &[]);
+    }
+
+    #[test]
+    fn what_is_built_in_is_found_by_its_name_in_both_spellings() {
+        let list = "kernel/fs/ext4/ext4.ko\nkernel/crypto/crc32c_generic.ko\n";
+        assert!(is_built_in(list, "ext4") && is_built_in(list, "crc32c-generic"));
+        assert!(!is_built_in(list, "ext") && !is_built_in("", "ext4"));
     }
 
     #[test]

@@ -6,25 +6,28 @@ use premap_guest::{Access, Backing};
 use super::table::ratio;
 use crate::first_touch::Outcome;
 use crate::run::Common;
-use crate::size::thousands;
+use crate::series::{Figure, Series};
+use crate::size::{counted, thousands};
 use crate::strategy::Strategy;
 
+const FAULTS: Figure = |outcome| outcome.faults;
+
 /// The sentences that hold for these outcomes.
-pub(super) fn sentences(common: &Common, outcomes: &[Outcome]) -> Vec<String> {
-    let find = |strategy| outcomes.iter().find(|outcome| outcome.strategy == strategy);
+pub(super) fn sentences(common: &Common, all: &[Series]) -> Vec<String> {
+    let find = |strategy| all.iter().find(|series| series.strategy() == strategy);
     let (demand, two, second) =
         (find(Strategy::Demand), find(Strategy::TwoStage), find(Strategy::SecondOnly));
     let mut said = Vec::new();
-    said.extend(outcomes.iter().find_map(unsupported));
+    said.extend(all.iter().find_map(|series| unsupported(series.least())));
     said.extend(demand.and_then(emulated));
-    if let (Some(demand), Some(two)) = (demand, two.filter(|two| two.unsupported.is_none())) {
+    if let (Some(demand), Some(two)) = (demand, two.filter(|two| two.least().unsupported.is_none())) {
         said.extend(gain(demand, two));
     }
     if let (Some(demand), Some(second)) = (demand, second) {
         said.extend(alone(common, demand, second));
     }
-    said.extend(outcomes.iter().filter_map(shortfall));
-    said.extend(two.and_then(|two| no_huge_pages(common, two)));
+    said.extend(all.iter().filter_map(|series| shortfall(series.least())));
+    said.extend(two.and_then(|two| no_huge_pages(common, two.least())));
     if common.backend == "soft" {
         said.push(
             "The counts are what that Linux would show. The times are this software's: compare them with each other \
@@ -41,43 +44,45 @@ fn unsupported(outcome: &Outcome) -> Option<String> {
 }
 
 /// A KVM that takes no faults for its guests at all.
-fn emulated(demand: &Outcome) -> Option<String> {
-    (demand.faults == 0).then(|| {
+fn emulated(demand: &Series) -> Option<String> {
+    (demand.median(FAULTS) == 0).then(|| {
         "This KVM took no fault even on demand: it emulates the guest's instructions, so only the times tell \
          something."
             .to_owned()
     })
 }
 
-fn gain(demand: &Outcome, two: &Outcome) -> Option<String> {
-    (two.faults < demand.faults).then(|| {
+fn gain(demand: &Series, two: &Series) -> Option<String> {
+    let beside = |figure| ratio(two.median(figure), demand.median(figure)).unwrap_or_default();
+    (two.median(FAULTS) < demand.median(FAULTS)).then(|| {
         format!(
-            "Mapped at both stages before it ran, the guest took {} faults instead of {}. It ran in {} of demand's time, \
+            "Mapped at both stages before it ran, the guest took {} instead of {}. It ran in {} of demand's time, \
              and with the mapping itself in {}.",
-            thousands(two.faults),
-            thousands(demand.faults),
-            ratio(two.guest_ns, demand.guest_ns).unwrap_or_default(),
-            ratio(two.total_ns(), demand.total_ns()).unwrap_or_default(),
+            counted(two.median(FAULTS), "fault"),
+            thousands(demand.median(FAULTS)),
+            beside(|outcome| outcome.guest_ns),
+            beside(Outcome::total_ns),
         )
     })
 }
 
 /// What the second stage alone came to: worse than nothing, or as good as both.
-fn alone(common: &Common, demand: &Outcome, second: &Outcome) -> Option<String> {
+fn alone(common: &Common, demand: &Series, second: &Series) -> Option<String> {
     let writes = common.setting.access == Access::Write;
-    if writes && second.faults > demand.faults + demand.faults / 10 {
+    let (on_demand, faults) = (demand.median(FAULTS), second.median(FAULTS));
+    if writes && faults > on_demand + on_demand / 10 {
         let (behind, why) = match common.setting.backing {
             Backing::File => ("the file's page in the page cache", "copy"),
             _ => ("the shared zero page", "replace"),
         };
-        let ratio = ratio(second.faults, demand.faults).unwrap_or_default();
+        let ratio = ratio(faults, on_demand).unwrap_or_default();
         return Some(format!(
             "second-only is a trap: pre-faulting is a read, so an untouched page is mapped to {behind}, read-only, and its \
              first write faults to {why} that: {ratio} of demand's faults. Populate the host's side by writing first, as \
              two-stage does."
         ));
     }
-    (second.unsupported.is_none() && second.faults < demand.faults / 10).then(|| {
+    (second.least().unsupported.is_none() && faults < on_demand / 10).then(|| {
         "second-only does as well here, since a read is enough to make such memory's pages the guest's own. Private memory \
          that the guest writes needs both stages."
             .to_owned()
@@ -104,7 +109,6 @@ fn no_huge_pages(common: &Common, two: &Outcome) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use premap::Report;
     use premap_guest::{MappedPages, Order};
 
     use super::*;
@@ -119,24 +123,17 @@ mod tests {
             order: Order::Ascending,
             vcpus: 1,
         };
-        Common { backend: "kvm", kernel: "6.12.0".to_owned(), guest: Guest::FirstTouch, setting }
+        Common { backend: "kvm", kernel: "6.12.0".to_owned(), guest: Guest::FirstTouch, setting, rounds: 1 }
     }
 
     fn outcome(strategy: Strategy, faults: u64, guest_ns: u64) -> Outcome {
-        Outcome {
-            strategy,
-            report: Report::default(),
-            unsupported: None,
-            guest_ns,
-            faults,
-            exits: faults,
-            mapped: MappedPages::default(),
-        }
+        Outcome { guest_ns, faults, exits: faults, ..Outcome::of(strategy) }
     }
 
     #[track_caller]
     fn check(access: Access, outcomes: &[Outcome], expected: &[&str]) {
-        let said = sentences(&common(access), outcomes);
+        let series: Vec<_> = outcomes.iter().cloned().map(Series::new).collect();
+        let said = sentences(&common(access), &series);
         assert_eq!(said.len(), expected.len(), "{said:#?}");
         for (said, expected) in said.iter().zip(expected) {
             assert!(said.contains(expected), "{said:?} does not say {expected:?}");
@@ -164,7 +161,7 @@ mod tests {
             let mut common = common(Access::Write);
             common.setting.backing = Backing::TransparentHuge;
             let mapped = MappedPages { pages_2m, ..MappedPages::default() };
-            sentences(&common, &[Outcome { mapped, ..outcome(Strategy::TwoStage, 0, 1) }]).len()
+            sentences(&common, &[Series::new(Outcome { mapped, ..outcome(Strategy::TwoStage, 0, 1) })]).len()
         };
         assert_eq!((thp(0), thp(1)), (1, 0));
     }

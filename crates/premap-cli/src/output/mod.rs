@@ -1,5 +1,6 @@
 //! What `premap run` prints: a table for people, JSON for programs, a bar while it goes on.
 
+pub(crate) mod account;
 pub(crate) mod json;
 mod meaning;
 pub(crate) mod progress;

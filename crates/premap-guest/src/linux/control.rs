@@ -63,6 +63,10 @@ impl Control {
         Ok(control)
     }
 
+    pub(crate) fn into_memory(self) -> Memory {
+        self.memory
+    }
+
     /// Tells `vm` of the slot in one of its address spaces: 0 the normal one, 1 that of system management mode.
     // UNSAFETY: KVM_SET_USER_MEMORY_REGION, whose contract the owners of this memory keep.
     #[expect(unsafe_code, reason = "hands owned memory to KVM")]
@@ -74,8 +78,8 @@ impl Control {
             memory_size: self.memory.bytes(),
             userspace_addr: self.memory.hva().raw(),
         };
-        // SAFETY: this memory is only reached atomically, and the VM's and the vCPUs' owners hold it until they have
-        // closed their descriptors, after which the VM is gone.
+        // SAFETY: this memory is only reached atomically, and lives as long as a guest can run: on `/dev/kvm` every vCPU
+        // holds it until its descriptor is closed, and on the software KVM it goes by way of `give_back`.
         unsafe { vm.set_user_memory_region(&region) }.map_err(call("KVM_SET_USER_MEMORY_REGION"))
     }
 

@@ -1,16 +1,13 @@
 //! The page tables of a machine's guests, where the software KVM shadows them.
-// UNSAFETY: deletes slots, whose memory is owned here.
-#![expect(unsafe_code, reason = "memslots of owned memory")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use premap_address::GpaRange;
-use premap_kvm::Vm;
-use premap_kvm::abi::kvm_userspace_memory_region;
 use premap_softkvm::SoftVm;
 
 use crate::error::{GuestError, MachineError, MemoryError};
 use crate::linux::control::{Control, SLOT};
+use crate::slots::give_back;
 
 /// Tables of which no one has asked for any yet, or the slot that has them.
 #[derive(Debug)]
@@ -61,12 +58,8 @@ impl Drop for Tables {
     /// The slots go before their memory does: the caller may have the VM still.
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for space in &state.shown {
-            let slot = space << 16 | SLOT;
-            // SAFETY: it deletes a slot and hands no memory over. It fails in a VM that is dead, in which no guest runs.
-            let _ = unsafe {
-                self.vm.set_user_memory_region(&kvm_userspace_memory_region { slot, ..Default::default() })
-            };
+        if let Some(control) = state.control.take() {
+            give_back(&self.vm, state.shown.iter().map(|space| space << 16 | SLOT), control.into_memory());
         }
     }
 }

@@ -132,7 +132,9 @@ impl SoftVcpu {
                 DyingSlot::TryAgain => Err(Errno::AGAIN),
             };
         }
-        let mut window = alike.min(slot.end().number() - gfn.number());
+        // A step on a root that was invalidated maps nothing: of the host it gets KVM's one page, and no more.
+        let most = if root.is_obsolete() { 1 } else { alike };
+        let mut window = most.min(slot.end().number() - gfn.number());
         if let (Some(td), Kind::Private) = (&machine.td, kind) {
             return self.map_td_pages(machine, td, slot, gfn..Gfn::new(gfn.number() + window), sequence);
         }

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::ptr;
 
 use premap_address::{Gpa, Hva, PAGE_SIZE};
+use premap_address_space::{AddressSpace, Exclusivity, State};
 use premap_kvm::abi::{
     kvm_enable_cap, kvm_pre_fault_memory, kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
@@ -111,6 +112,13 @@ impl Memory {
 
     pub(crate) fn hva(&self) -> Hva {
         Hva::new(self.start.addr() as u64)
+    }
+
+    /// How many of its pages the host has: zero pages too.
+    pub(crate) fn present(&self) -> u64 {
+        let host = AddressSpace::open().unwrap();
+        let runs = host.query_all(self.range(0..self.pages()), Exclusivity::Assume).unwrap();
+        runs.iter().filter(|run| run.state != State::Absent).map(|run| run.pages).sum()
     }
 
     pub(crate) fn pages(&self) -> u64 {

@@ -40,7 +40,7 @@ fn range() -> GpaRange {
 fn check(workers: usize, changers: usize) {
     loom::model(move || {
         let gate = Gate::new();
-        let entrance = Arc::new(gate.entrance());
+        let entrance = Arc::new(gate.entrance(Moment::of_new_plan()));
         let slots = loom::sync::Arc::new((Slots(UnsafeCell::new(0)), loom::sync::Mutex::new(())));
         let mut threads = Vec::new();
         for _ in 0..workers {
@@ -86,7 +86,7 @@ fn many_may_close_the_gate_at_once() {
 fn a_run_that_ends_leaves_a_closed_gate() {
     loom::model(|| {
         let gate = Gate::new();
-        let entrance = Arc::new(gate.entrance());
+        let entrance = Arc::new(gate.entrance(Moment::of_new_plan()));
         let over = loom::sync::Arc::new(AtomicBool::new(false));
         let guard = gate.close();
         let worker = {

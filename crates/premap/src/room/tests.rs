@@ -59,12 +59,18 @@ impl Drop for Area {
     }
 }
 
+fn looked(pieces: &[Piece]) -> Vec<Looked> {
+    let mappings = Mappings::read(Stages::Both, 0);
+    let takes = |piece: &Piece| takes(piece.region, Stages::Both, &mappings);
+    pieces.iter().map(|piece| Looked { piece: *piece, takes: takes(piece), present: Vec::new() }).collect()
+}
+
 /// Fits a plan into a room, and gives the parts kept in MiB from the area's start, and the report of what was lost.
 #[track_caller]
 fn check(pieces: &[Piece], within: HostMemory, spare: u64, expected: &[(u64, u64)]) -> Report {
     let mut lost = Tally::default();
     let room = |_| Some(limit(LimitKind::Cgroup, spare));
-    let kept = fit(pieces.to_vec(), Stages::Both, within, room, &mut lost);
+    let kept = fit(looked(pieces), Stages::Both, within, room, &mut lost);
     let base = pieces[0].region;
     let parts: Vec<_> = kept
         .iter()
@@ -147,7 +153,7 @@ fn hugetlb_is_counted_against_its_own_pages_and_cut_on_them() {
     let backing = Backing::Hugetlb(PageSize::Size2M);
     let region = Region { range, host: Hva::new(huge), backing, touch: Touch::Write };
     let area = Area::new(4 * MIB);
-    let pieces = vec![Piece { place: 0, region }, area.piece(Touch::Write)];
+    let pieces = looked(&[Piece { place: 0, region }, area.piece(Touch::Write)]);
     let room = |pages| match pages {
         Pages::Ordinary => Some(limit(LimitKind::Available, 5 * MIB)),
         Pages::Hugetlb(_) => Some(limit(LimitKind::HugetlbPool, 3 * huge)),
@@ -165,8 +171,8 @@ fn hugetlb_is_counted_against_its_own_pages_and_cut_on_them() {
 fn without_limits_everything_fits() {
     let area = Area::new(4 * MIB);
     let mut lost = Tally::default();
-    let pieces = vec![area.piece(Touch::Write)];
-    assert_eq!(fit(pieces.clone(), Stages::Both, HostMemory::Whole, |_| None, &mut lost), pieces);
+    let pieces = [area.piece(Touch::Write)];
+    assert_eq!(fit(looked(&pieces), Stages::Both, HostMemory::Whole, |_| None, &mut lost), pieces);
 }
 
 #[test]
@@ -178,7 +184,7 @@ fn memory_scattered_more_widely_than_is_worth_telling_is_lost_by_region() {
     }
     let mut lost = Tally::default();
     let room = |_| Some(limit(LimitKind::Cgroup, 0));
-    let kept = fit(vec![area.piece(Touch::Write)], Stages::Both, HostMemory::Whole, room, &mut lost);
+    let kept = fit(looked(&[area.piece(Touch::Write)]), Stages::Both, HostMemory::Whole, room, &mut lost);
     assert!(kept.len() <= MOST_STRETCHES, "{}", kept.len());
     let mut report = Report::default();
     lost.write(&mut report);

@@ -1,6 +1,10 @@
 //! The launch itself: the phases in order.
+//!
+//! What the engine does not do, adding pages and finalizing, is done on the calling thread. A call that goes on is interrupted
+//! by a timer, and retries end with patience, as the engine's do. Where there is no timer to be had, the launch goes on
+//! without, as it would without premap.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use premap_address::{GpaRange, PAGE_SIZE};
 use premap_kvm::Errno;
@@ -8,14 +12,19 @@ use premap_kvm::tdx::{KVM_TDX_MEASURE_MEMORY_REGION, TdVcpu, TdVm, TdxError, kvm
 
 use super::piece::Piece;
 use super::report::{LaunchReport, Phase, PhaseReport};
+use crate::alarm::Alarm;
 use crate::budget::Stop;
 use crate::control::Control;
 use crate::engine::{DEFAULT_PATIENCE, Engine, Error, Stages};
 use crate::gate::Gate;
+use crate::interrupt::Interrupt;
 use crate::memory::Region;
 use crate::patience::Patience;
 use crate::plan::{Plan, PlanError};
 use crate::report::{Reason, Report};
+
+/// How often a call that goes on is interrupted.
+const INTERRUPT_EVERY: Duration = Duration::from_millis(10);
 
 /// Pages that are added by one call: 2 MiB, so that progress is told and a stop is heard.
 const BATCH: u64 = 512;
@@ -102,6 +111,7 @@ pub struct Launch<'a> {
     rcx: u64,
     memory: Vec<GpaRange>,
     reserve: bool,
+    patience: Duration,
     stop: Option<Stop>,
     progress: Option<Callback<'a>>,
 }
@@ -131,7 +141,15 @@ impl<'a> Launch<'a> {
                 return Err(LaunchError::Overlap(other.range, range));
             }
         }
-        Ok(Self { pieces, rcx, memory: Vec::new(), reserve: true, stop: None, progress: None })
+        Ok(Self {
+            pieces,
+            rcx,
+            memory: Vec::new(),
+            reserve: true,
+            patience: DEFAULT_PATIENCE,
+            stop: None,
+            progress: None,
+        })
     }
 
     /// The guest's private memory: what of it no piece holds is mapped after the launch, so that the guest's ACCEPT takes no
@@ -146,6 +164,13 @@ impl<'a> Launch<'a> {
     #[must_use]
     pub fn without_reserving(mut self) -> Self {
         self.reserve = false;
+        self
+    }
+
+    /// How long a call, or calls that KVM has repeated, may go without progress; [`DEFAULT_PATIENCE`] unless set.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 
@@ -177,6 +202,9 @@ impl<'a> Launch<'a> {
             return Err(LaunchError::NoVcpu);
         }
         let pieces: Vec<GpaRange> = self.pieces.iter().map(|piece| piece.range).collect();
+        // Before anything is done that can't be undone.
+        let rest = plan(self.memory.iter().flat_map(|range| without(*range, &pieces)))?;
+        let pieces = plan(pieces)?;
         let mut phases = Vec::new();
 
         let start = Instant::now();
@@ -189,41 +217,49 @@ impl<'a> Launch<'a> {
         let start = Instant::now();
         let reserve =
             if self.reserve { self.map(Phase::Reserve, &pieces, vm, vcpus)? } else { Report::default() };
-        self.control().ended().map_or(Ok(()), Err).map_err(LaunchError::Ended)?;
+        self.control()?.ended().map_or(Ok(()), Err).map_err(LaunchError::Ended)?;
         if reserve.second.unsupported.is_none() && reserve.second.mapped < reserve.asked {
             return Err(LaunchError::NotReserved { report: Box::new(reserve) });
         }
         phases.push(ended(Phase::Reserve, start, reserve.second.mapped));
 
         let start = Instant::now();
-        let added = self.add(&mut vcpus[0])?;
+        let alarm = self.alarm(Phase::Add)?;
+        let added = self.add(&mut vcpus[0], alarm.as_ref())?;
         phases.push(ended(Phase::Add, start, added));
 
         let start = Instant::now();
-        self.finalize(vm)?;
+        self.finalize(vm, alarm.as_ref())?;
+        drop(alarm);
         phases.push(ended(Phase::Finalize, start, 0));
 
         let start = Instant::now();
-        let memory: Vec<GpaRange> = self.memory.iter().flat_map(|range| without(*range, &pieces)).collect();
-        let rest = self.map(Phase::MapRest, &memory, vm, vcpus)?;
+        let rest = self.map(Phase::MapRest, &rest, vm, vcpus)?;
         phases.push(ended(Phase::MapRest, start, rest.second.mapped));
         Ok(LaunchReport { phases, reserve, rest })
     }
 
-    fn control(&self) -> Control {
-        Control::new(0, self.stop.clone(), None, &Gate::new())
+    /// What may end a phase that no engine runs.
+    fn control(&self) -> Result<Control, LaunchError> {
+        Ok(Control::new(&Plan::new([])?, self.stop.clone(), None, &Gate::new()))
+    }
+
+    /// What interrupts calls on this thread, if it can be had.
+    fn alarm(&self, phase: Phase) -> Result<Option<Alarm>, LaunchError> {
+        let interrupt = Interrupt::install(None).map_err(|error| LaunchError::Engine { phase, error })?;
+        let every = self.patience.clamp(Duration::from_millis(1), INTERRUPT_EVERY);
+        Ok(Alarm::new(interrupt, every).ok())
     }
 
     /// Maps private memory on all vCPUs.
     fn map<M: TdVm, C: TdVcpu + Send>(
         &mut self,
         phase: Phase,
-        ranges: &[GpaRange],
+        plan: &Plan,
         vm: &M,
         vcpus: &mut [C],
     ) -> Result<Report, LaunchError> {
-        let plan = Plan::new(ranges.iter().copied().map(Region::private))?;
-        let mut engine = Engine::new().vm(vm).stages(Stages::Second);
+        let mut engine = Engine::new().vm(vm).stages(Stages::Second).patience(self.patience);
         if let Some(stop) = &self.stop {
             engine = engine.stop(stop);
         }
@@ -232,12 +268,12 @@ impl<'a> Launch<'a> {
                 callback(&LaunchProgress { phase, done: progress.second, all: progress.asked });
             });
         }
-        engine.run(&plan, vcpus).map_err(|error| LaunchError::Engine { phase, error })
+        engine.run(plan, vcpus).map_err(|error| LaunchError::Engine { phase, error })
     }
 
     /// Adds every page of every piece; gives how many bytes that were.
-    fn add(&mut self, vcpu: &mut impl TdVcpu) -> Result<u64, LaunchError> {
-        let control = self.control();
+    fn add(&mut self, vcpu: &mut impl TdVcpu, alarm: Option<&Alarm>) -> Result<u64, LaunchError> {
+        let control = self.control()?;
         let all = self.pieces.iter().map(|piece| piece.range.bytes()).sum();
         let mut done = 0;
         for piece in &self.pieces {
@@ -245,11 +281,11 @@ impl<'a> Launch<'a> {
             let flags = if piece.measured { KVM_TDX_MEASURE_MEMORY_REGION } else { 0 };
             let mut source_addr = source.as_ptr().expose_provenance() as u64;
             let (mut gpa, mut left) = (piece.range.start().raw(), piece.range.pages());
-            let mut patience = Patience::new(DEFAULT_PATIENCE);
+            let mut patience = Patience::new(self.patience);
             while left > 0 {
                 let asked = left.min(BATCH);
                 let mut region = kvm_tdx_init_mem_region { source_addr, gpa, nr_pages: asked };
-                let result = vcpu.tdx_init_mem_region(&mut region, flags);
+                let result = watched(alarm, || vcpu.tdx_init_mem_region(&mut region, flags));
                 let pages = asked.saturating_sub(region.nr_pages);
                 if pages > 0 {
                     patience.progress();
@@ -261,9 +297,11 @@ impl<'a> Launch<'a> {
                     }
                 }
                 match result {
-                    Ok(()) if pages > 0 => control.ended().map_or(Ok(()), Err),
-                    Err(TdxError { errno: Errno::INTR, .. }) => control.ended().map_or(Ok(()), Err),
-                    Ok(()) | Err(TdxError { errno: Errno::BUSY | Errno::AGAIN, .. }) => {
+                    Ok(()) | Err(TdxError { errno: Errno::INTR, .. }) if pages > 0 => {
+                        control.ended().map_or(Ok(()), Err)
+                    }
+                    Err(TdxError { errno: Errno::INTR, .. }) if patience.is_over() => Err(Reason::NoProgress),
+                    Ok(()) | Err(TdxError { errno: Errno::BUSY | Errno::AGAIN | Errno::INTR, .. }) => {
                         patience.back_off(&control)
                     }
                     Err(error) => return Err(LaunchError::NotAdded { gpa, error }),
@@ -274,12 +312,15 @@ impl<'a> Launch<'a> {
         Ok(done)
     }
 
-    fn finalize(&self, vm: &impl TdVm) -> Result<(), LaunchError> {
-        let control = self.control();
-        let mut patience = Patience::new(DEFAULT_PATIENCE);
+    fn finalize(&self, vm: &impl TdVm, alarm: Option<&Alarm>) -> Result<(), LaunchError> {
+        let control = self.control()?;
+        let mut patience = Patience::new(self.patience);
         loop {
-            match vm.tdx_finalize_vm() {
+            match watched(alarm, || vm.tdx_finalize_vm()) {
                 Ok(()) => return Ok(()),
+                Err(TdxError { errno: Errno::INTR, .. }) if patience.is_over() => {
+                    return Err(LaunchError::Ended(Reason::NoProgress));
+                }
                 Err(TdxError { errno: Errno::BUSY | Errno::AGAIN | Errno::INTR, .. }) => {
                     patience.back_off(&control).map_err(LaunchError::Ended)?;
                 }
@@ -287,6 +328,18 @@ impl<'a> Launch<'a> {
             }
         }
     }
+}
+
+/// Makes a call that the alarm interrupts, if there is one.
+fn watched<T>(alarm: Option<&Alarm>, call: impl FnOnce() -> T) -> T {
+    match alarm {
+        Some(alarm) => alarm.during(call),
+        None => call(),
+    }
+}
+
+fn plan(ranges: impl IntoIterator<Item = GpaRange>) -> Result<Plan, PlanError> {
+    Plan::new(ranges.into_iter().map(Region::private))
 }
 
 fn ended(phase: Phase, start: Instant, bytes: u64) -> PhaseReport {

@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
+use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use premap_address::{Gpa, GpaRange, Hva, PageSize};
@@ -97,7 +97,8 @@ impl Recorder {
     /// Looks every `interval`, or less often where a look takes long, while `run` is at work, and once more after it.
     ///
     /// # Errors
-    /// The kernel's errno; `run` has come to its end then too.
+    /// The kernel's errno; `run` has come to its end then too. EAGAIN where the host gives no thread to look on; `run` was
+    /// not called then.
     ///
     /// # Panics
     /// If `run` does.
@@ -106,7 +107,7 @@ impl Recorder {
             // Dropped where `run` panics, too, which ends the watcher.
             let (over, wait) = channel::<()>();
             let recorder = &mut *self;
-            let watcher = scope.spawn(move || -> Result<(), Errno> {
+            let body = move || -> Result<(), Errno> {
                 let mut pause = interval;
                 while wait.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
                     let begun = Instant::now();
@@ -114,7 +115,9 @@ impl Recorder {
                     pause = interval.max(begun.elapsed() * REST);
                 }
                 Ok(())
-            });
+            };
+            let watcher = Builder::new().spawn_scoped(scope, body);
+            let watcher = watcher.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
             let result = run();
             drop(over);
             watcher.join().unwrap_or(Err(Errno::CANCELED)).map(|()| result)

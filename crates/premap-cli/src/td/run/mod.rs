@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use premap::Stage;
 use premap_address::GpaRange;
 use premap_softkvm::Profile;
 use premap_tdx::hob::Ram;
@@ -16,6 +17,8 @@ use premap_tdx::{Order, Tdvf, measure};
 
 use super::firmware;
 use super::measure::{hob, pages};
+use crate::failure::tell;
+use crate::output::account::shortfall;
 use crate::size::Size;
 
 /// Flags of `premap td run`.
@@ -69,7 +72,20 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     let text = if options.json { report::json(&outcomes)? } else { report::text(options, &outcomes) };
     stdout().lock().write_all(text.as_bytes()).context("writing to stdout")?;
-    Ok(ExitCode::SUCCESS)
+    Ok(told_failures(&outcomes))
+}
+
+/// Tells of memory that the KVM refused to map. The guest has it by its own exits, if at all.
+fn told_failures(outcomes: &[outcome::Outcome]) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for outcome in outcomes {
+        for (phase, report) in outcome.mapped().into_iter().filter(|(_, report)| report.second.failed > 0) {
+            let why = shortfall(report, Stage::Second).map(|reason| reason.to_string()).unwrap_or_default();
+            tell(format_args!("{}, {phase}: {} failed: {why}", outcome.profile, Size(report.second.failed)));
+            code = ExitCode::FAILURE;
+        }
+    }
+    code
 }
 
 /// The TD's memory: RAM, and what the firmware has outside of it, joined where sections touch.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use premap::td::{Launch, LaunchProgress, LaunchReport, Piece};
+use premap::Report;
+use premap::td::{Launch, LaunchProgress, LaunchReport, Phase, Piece};
 use premap_address::{GpaRange, PAGE_SIZE};
 use premap_guest::{Acceptance, TdMachine};
 use premap_softkvm::Profile;
@@ -25,6 +26,11 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// The phases that map in parallel, each with what became of its memory.
+    pub(super) fn mapped(&self) -> [(Phase, &Report); 2] {
+        [(Phase::Reserve, &self.launch.reserve), (Phase::MapRest, &self.launch.rest)]
+    }
+
     /// Exits that the guest's ACCEPTs cost where nothing is mapped ahead: one for each page that it did not have from the
     /// launch on.
     pub(super) fn demand_exits(&self) -> u64 {

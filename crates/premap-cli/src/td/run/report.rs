@@ -5,21 +5,34 @@ use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table};
 use premap::td::Phase;
+use premap::{Report, Stage};
 use serde::Serialize;
 
 use super::Options;
 use super::outcome::Outcome;
+use crate::output::account::{self, Account, shortfall};
 use crate::output::{STYLE, wrap};
-use crate::size::{Size, thousands, time};
+use crate::size::{Size, counted, thousands, time};
 
 #[derive(Serialize)]
 struct Json<'a> {
     profile: &'static str,
     mrtd: String,
     phases: Vec<JsonPhase>,
+    /// What became of the memory that the phases of the same names were to map, in bytes.
+    reserve: JsonAccount,
+    map_rest: JsonAccount,
     seamcalls: &'a BTreeMap<&'static str, u64>,
     accept: JsonAccept,
     demand_exits: u64,
+}
+
+#[derive(Serialize)]
+struct JsonAccount {
+    #[serde(flatten)]
+    account: Account,
+    /// Why not all was mapped.
+    reason: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -58,6 +71,8 @@ fn object(outcome: &Outcome) -> Json<'_> {
         profile: outcome.profile.name(),
         mrtd: outcome.mrtd.to_string(),
         phases: phases.collect(),
+        reserve: json_account(&outcome.launch.reserve),
+        map_rest: json_account(&outcome.launch.rest),
         seamcalls: &outcome.seamcalls,
         accept: JsonAccept {
             pages: outcome.acceptance.pages,
@@ -68,16 +83,34 @@ fn object(outcome: &Outcome) -> Json<'_> {
     }
 }
 
+/// A launch has no host stage: private memory is the module's.
+fn account(report: &Report) -> Account {
+    Account::of(report.asked, &report.second)
+}
+
+fn json_account(report: &Report) -> JsonAccount {
+    let reason = shortfall(report, Stage::Second).map(|reason| reason.to_string());
+    JsonAccount { account: account(report), reason }
+}
+
+fn accounts(outcomes: &[Outcome]) -> Table {
+    let rows = outcomes.iter().flat_map(|outcome| {
+        let row = |(phase, report): (Phase, _)| (outcome.profile.to_string(), phase.name(), account(report));
+        outcome.mapped().map(row)
+    });
+    account::table("profile", rows)
+}
+
 fn nanoseconds(outcome: &Outcome) -> u64 {
     u64::try_from(outcome.acceptance.elapsed.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The text.
 pub(super) fn text(options: &Options, outcomes: &[Outcome]) -> String {
-    let vcpus = if options.vcpus == 1 { "1 vCPU".to_owned() } else { format!("{} vCPUs", options.vcpus) };
+    let vcpus = counted(options.vcpus.into(), "vCPU");
     let headline = format!(
         "A TD with {} of memory and {vcpus}, launched from {} on the software KVM and a modelled TDX module. Times are \
-         this machine's, not hardware's; calls and exits are exact.",
+         this machine's, of one run each, not hardware's; calls and exits are exact.",
         options.memory,
         options.file.display(),
     );
@@ -91,13 +124,20 @@ pub(super) fn text(options: &Options, outcomes: &[Outcome]) -> String {
         "accept",
         wrap("the guest's ACCEPT of all its memory, on all vCPUs", 13)
     );
-    let _ = write!(text, "{}\n\n", seamcalls(outcomes));
+    let _ = write!(text, "{}\n\n{}\n\n", seamcalls(outcomes), accounts(outcomes));
     for outcome in outcomes {
-        let exits = thousands(outcome.acceptance.exits);
+        let exits = counted(outcome.acceptance.exits, "exit");
         let demand = thousands(outcome.demand_exits());
-        let sentence =
-            format!("{}: {exits} exits for the guest's ACCEPTs; on demand, {demand}.", outcome.profile);
+        let sentence = format!("{}: {exits} for the guest's ACCEPTs; on demand, {demand}.", outcome.profile);
         let _ = writeln!(text, "{}", wrap(&sentence, 0));
+    }
+    for outcome in outcomes {
+        for (phase, report) in outcome.mapped() {
+            if let Some(reason) = shortfall(report, Stage::Second) {
+                let sentence = format!("{}, {phase}: not everything was mapped: {reason}.", outcome.profile);
+                let _ = writeln!(text, "{}", wrap(&sentence, 0));
+            }
+        }
     }
     if let Some(outcome) = outcomes.first() {
         let _ = write!(text, "\nMRTD  {}\n      the same as `premap td measure` computes", outcome.mrtd);

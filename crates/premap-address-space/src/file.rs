@@ -1,0 +1,122 @@
+//! What of a mapped file has data, and what its file system has room for.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+
+use rustix::fs::{OFlags, SeekFrom, fstatvfs, seek};
+use rustix::io::Errno;
+
+use crate::smaps::MappedFile;
+
+/// Holes shorter than this are told as data: an image in shreds is not worth a range for each.
+const SHORTEST_HOLE: u64 = 1 << 20;
+
+impl MappedFile {
+    /// The parts of a range of the file that have data, in ascending order; the rest are holes, for which the file system
+    /// has set no room apart.
+    ///
+    /// # Errors
+    /// What opening the file by its path gives, or `NotFound` where another file lies there by now.
+    pub fn data(&self, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        let file = self.open()?;
+        let mut found: Vec<Range<u64>> = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let start = match seek(&file, SeekFrom::Data(at)) {
+                Ok(start) if start < range.end => start,
+                // Nothing but a hole follows.
+                Ok(_) | Err(Errno::NXIO) => break,
+                Err(errno) => return Err(errno.into()),
+            };
+            let end = seek(&file, SeekFrom::Hole(start))?.min(range.end);
+            match found.last_mut().filter(|last| start - last.end < SHORTEST_HOLE) {
+                Some(last) => last.end = end,
+                None => found.push(start..end),
+            }
+            at = end.max(at + 1);
+        }
+        Ok(found)
+    }
+
+    /// How many bytes the file has.
+    ///
+    /// # Errors
+    /// As [`data`](Self::data).
+    pub fn bytes(&self) -> io::Result<u64> {
+        Ok(self.open()?.metadata()?.len())
+    }
+
+    /// How many bytes more its file system has room for.
+    ///
+    /// # Errors
+    /// As [`data`](Self::data).
+    pub fn room(&self) -> io::Result<u64> {
+        let told = fstatvfs(self.open()?)?;
+        Ok(told.f_bavail.saturating_mul(told.f_frsize))
+    }
+
+    fn open(&self) -> io::Result<File> {
+        // Not to wait for a writer, should a FIFO lie there by now.
+        let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(&self.path)?;
+        let data = file.metadata()?;
+        // The device is not compared: some file systems tell another one to stat than to the address space.
+        if data.ino() == self.inode && data.is_file() {
+            Ok(file)
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A file of 16 MiB in the folder for temporary files, as if mapped.
+    fn sparse(name: &str) -> (File, MappedFile) {
+        let path = std::env::temp_dir().join(format!("premap-{}-{name}", std::process::id()));
+        let file = File::create(&path).unwrap();
+        file.set_len(16 * MIB).unwrap();
+        let inode = file.metadata().unwrap().ino();
+        (file, MappedFile { path, device: (0, 0), inode, offset: 0 })
+    }
+
+    #[test]
+    fn data_is_told_from_holes() {
+        let (file, mapped) = sparse("holes");
+        assert_eq!(mapped.data(0..16 * MIB).unwrap(), []);
+        for at in [0, 8 * MIB, 8 * MIB + MIB / 2] {
+            file.write_all_at(&[1; 4096], at).unwrap();
+        }
+        let found = mapped.data(0..16 * MIB).unwrap();
+        // A file system that knows no holes tells one range of all.
+        if found.len() > 1 {
+            // The two that lie near each other are one.
+            assert_eq!(found.len(), 2, "{found:?}");
+            assert!(found[0].contains(&0) && found[0].end < 8 * MIB, "{found:?}");
+            assert!(found[1].start >= 7 * MIB && found[1].contains(&(8 * MIB + MIB / 2)), "{found:?}");
+        }
+        assert_eq!(
+            mapped.data(MIB..8 * MIB).unwrap(),
+            if found.len() > 1 { vec![] } else { vec![MIB..8 * MIB] }
+        );
+        assert!(mapped.bytes().unwrap() == 16 * MIB && mapped.room().unwrap() > 0);
+        std::fs::remove_file(&mapped.path).unwrap();
+    }
+
+    #[test]
+    fn another_file_at_its_place_is_not_looked_at() {
+        let (_file, mapped) = sparse("replaced");
+        std::fs::remove_file(&mapped.path).unwrap();
+        std::fs::create_dir(&mapped.path).unwrap();
+        assert!(mapped.data(0..MIB).is_err());
+        std::fs::remove_dir(&mapped.path).unwrap();
+    }
+}

@@ -1,0 +1,166 @@
+# One case of harm on one side, in the lab: `case.sh CASE without|with SECONDS`. Nothing that is waited for takes longer than
+# SECONDS. Prints what was measured, a name and a number a line, then the library's report, each line after the word
+# `report`; what the VMM and the library said goes to standard error.
+#
+# The guest is the firmware, which looks for something to boot and finds nothing: that shows that memory works, and what is
+# looked at is the VMM.
+
+row=$1
+side=$2
+patience=$3
+work=/run/harm
+group=/sys/fs/cgroup/harm
+enter=
+
+# Starts the VMM with these arguments, its monitor behind descriptors 7 and 8. Where `$enter` is set, that program runs it.
+start() {
+    rm -rf $work
+    mkdir -p $work
+    mkfifo $work/in $work/out
+    exec 7<>$work/in 8<>$work/out
+    set -- /vmm/bin/qemu-system-x86_64 -L /vmm/share -accel kvm -nodefaults -display none -no-reboot \
+        -chardev file,id=firmware,path=$work/firmware -device isa-debugcon,iobase=0x402,chardev=firmware -qmp stdio "$@"
+    if [ $side = with ]; then
+        set -- /vmm/bin/premap exec --report $work/report -- "$@"
+    fi
+    LD_LIBRARY_PATH=/vmm/lib $enter "$@" <$work/in >$work/out 2>$work/said 7>&- 8>&- &
+    vmm=$!
+}
+
+is_alive() {
+    [ -e /proc/$vmm/status ] && ! grep -q '^State:.[ZX]' /proc/$vmm/status
+}
+
+# Waits until a command succeeds. Fails where the VMM ends before, or it takes too long.
+until_true() {
+    tries=$((patience * 10))
+    until "$@"; do
+        tries=$((tries - 1))
+        is_alive && [ $tries -gt 0 ] || return 1
+        sleep 0.1
+    done
+}
+
+has_booted() {
+    grep -qs 'No bootable device' $work/firmware
+}
+
+has_ended() {
+    ! is_alive
+}
+
+# Has the VMM do something, and waits until it says that it is done.
+ask() {
+    echo "{\"execute\":\"$1\"}" >&7
+    while read -r -t $patience line <&8; do
+        case $line in
+        *'"return"'*) return 0 ;;
+        *'"error"'*) break ;;
+        esac
+    done
+    echo "the VMM's answer to $1: ${line:-none}" >&2
+    return 1
+}
+
+# Milliseconds, in hundredths of a second.
+now() {
+    read -r up idle </proc/uptime
+    echo ${up%.*}${up#*.}0
+}
+
+resident() {
+    kib=$(sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' /proc/$vmm/status)
+    echo $((${kib:-0} * 1024))
+}
+
+on_disk() {
+    echo $(($(stat -c %b "$1") * 512))
+}
+
+# Lets the guest go on that was held back, and a moment later, while its memory is mapped, says when.
+begin() {
+    ask qmp_capabilities
+    ask cont
+    sleep 0.5
+    echo "resident_bytes $(resident)"
+    began=$(now)
+}
+
+case $row in
+memory_cgroup)
+    mkdir -p $group
+    echo 200M >$group/memory.max
+    printf '#!/bin/sh\necho 0 >%s/cgroup.procs\nexec "$@"\n' $group >/run/enter
+    chmod +x /run/enter
+    enter=/run/enter
+    start -m 1G
+    until_true has_booted && sleep 2
+    echo "peak_bytes $(cat $group/memory.peak)"
+    ;;
+virtio_mem)
+    start -m 256M,maxmem=2G -object memory-backend-ram,id=pool,size=1G \
+        -device virtio-mem-pci,memdev=pool,requested-size=0
+    until_true has_booted && sleep 2
+    echo "resident_bytes $(resident)"
+    ;;
+full_tmpfs)
+    mkdir -p /run/full
+    mount -t tmpfs -o size=32M full /run/full
+    start -m 1G -object memory-backend-file,id=memory,mem-path=/run/full/memory,size=1G,share=on \
+        -machine memory-backend=memory
+    until_true has_booted && sleep 2
+    ;;
+sparse_file)
+    mkdir -p /run/disk
+    truncate -s 400M /run/disk.img
+    mke2fs -F /run/disk.img >/dev/null
+    mount -o loop /run/disk.img /run/disk
+    start -m 256M -object memory-backend-file,id=memory,mem-path=/run/disk/memory,size=256M,share=on \
+        -machine memory-backend=memory
+    until_true has_booted && sleep 2
+    sync
+    echo "disk_bytes $(on_disk /run/disk/memory)"
+    ;;
+paused)
+    start -m 1G -S
+    begin
+    ask stop && echo "stop_ms $(($(now) - began))"
+    ;;
+quit)
+    start -m 1G -S
+    begin
+    ask quit && until_true has_ended
+    echo "ended_ms $(($(now) - began))"
+    ;;
+terminated)
+    start -m 1G -S
+    begin
+    kill -TERM $vmm
+    until_true has_ended
+    echo "ended_ms $(($(now) - began))"
+    ;;
+*)
+    echo "no case $row" >&2
+    exit 2
+    ;;
+esac
+
+if is_alive; then
+    echo "alive 1"
+    kill -KILL $vmm
+    wait $vmm
+else
+    echo "alive 0"
+    wait $vmm
+    echo "exit $?"
+fi
+has_booted && echo "booted 1" || echo "booted 0"
+sed 's/^/report /' $work/report 2>/dev/null
+cat $work/said >&2
+exec 7>&- 8>&-
+case $row in
+memory_cgroup) rmdir $group ;;
+full_tmpfs) umount /run/full ;;
+sparse_file) umount /run/disk && rm /run/disk.img ;;
+esac
+exit 0
