@@ -110,7 +110,7 @@ mod tests {
     }
 
     fn cgroup(bytes: u64) -> Limit {
-        let path = Some("/sys/fs/cgroup/vm".into());
+        let path = Some("/sys/fs/cgroup/vm/memory.max".into());
         Limit { kind: LimitKind::Cgroup, path, bytes, left: bytes }
     }
 
@@ -127,7 +127,7 @@ mod tests {
             512 << 20,
             Need::Guest,
             cgroup(64 << 20),
-            "--memory 512M: it takes 516 MiB, and the memory limit of cgroup /sys/fs/cgroup/vm (64 MiB) leaves 64 MiB, \
+            "--memory 512M: it takes 516 MiB, and the memory limit of cgroup /sys/fs/cgroup/vm (memory.max, 64 MiB) leaves 64 MiB, \
              32 MiB of it kept as a margin; give less, such as 16M, or raise the limit",
         );
         check(
@@ -135,7 +135,7 @@ mod tests {
             Need::Model,
             cgroup(1 << 30),
             "--memory 256G: the model of so large a TD takes 4 GiB, and the memory limit of cgroup /sys/fs/cgroup/vm \
-             (1024 MiB) leaves 1 GiB, 64 MiB of it kept as a margin; give less, such as 32G, or raise the limit",
+             (memory.max, 1024 MiB) leaves 1 GiB, 64 MiB of it kept as a margin; give less, such as 32G, or raise the limit",
         );
         let error = fits(Size(2 << 30), Need::of(Backing::File), [host(3 << 30)]).unwrap_err().to_string();
         assert!(error.contains("a file and its copy take 4 GiB") && error.contains("such as 1G"), "{error}");
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn the_tightest_limit_is_the_one_that_is_told() {
         let error = fits(Size(4 << 30), Need::Guest, [host(5 << 30), cgroup(1 << 30), cgroup(2 << 30)]);
-        assert!(error.unwrap_err().to_string().contains("(1024 MiB)"));
+        assert!(error.unwrap_err().to_string().contains("1024 MiB)"));
     }
 
     #[test]
@@ -159,7 +159,7 @@ mod tests {
             1 << 20,
             Need::Guest,
             cgroup(16 << 20),
-            "--memory 1M: it takes 1 MiB, and the memory limit of cgroup /sys/fs/cgroup/vm (16 MiB) leaves 16 MiB, \
+            "--memory 1M: it takes 1 MiB, and the memory limit of cgroup /sys/fs/cgroup/vm (memory.max, 16 MiB) leaves 16 MiB, \
              16 MiB of it kept as a margin; raise the limit",
         );
     }

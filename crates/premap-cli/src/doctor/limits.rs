@@ -51,14 +51,17 @@ mod tests {
     use super::*;
 
     fn limit(kind: LimitKind, mib: u64) -> Limit {
-        Limit { kind, path: Some("/sys/fs/cgroup/vm".into()), bytes: mib << 20, left: mib << 20 }
+        Limit { kind, path: Some("/sys/fs/cgroup/vm/max".into()), bytes: mib << 20, left: mib << 20 }
     }
 
     #[test]
     fn the_tightest_limit_is_named_with_the_room_below_it() {
         let check = memory(vec![limit(LimitKind::Available, 4096), limit(LimitKind::Cgroup, 200)]);
         assert_eq!(check.status, Status::Limited);
-        assert_eq!(check.result, "room for 168 MiB: the memory limit of cgroup /sys/fs/cgroup/vm (200 MiB)");
+        assert_eq!(
+            check.result,
+            "room for 168 MiB: the memory limit of cgroup /sys/fs/cgroup/vm (max, 200 MiB)"
+        );
         assert!(check.advice.unwrap().contains("--limit SIZE"));
         assert_eq!(memory(vec![limit(LimitKind::Available, 4096)]).status, Status::Good);
         assert_eq!(memory(Vec::new()).result, "unknown");
@@ -68,7 +71,10 @@ mod tests {
     fn a_hugetlb_cgroup_is_told_too() {
         assert_eq!(hugetlb(Vec::new()).status, Status::Good);
         let check = hugetlb(vec![limit(LimitKind::HugetlbCgroup, 64)]);
-        assert_eq!(check.result, "room for 64 MiB: the hugetlb limit of cgroup /sys/fs/cgroup/vm (64 MiB)");
+        assert_eq!(
+            check.result,
+            "room for 64 MiB: the hugetlb limit of cgroup /sys/fs/cgroup/vm (max, 64 MiB)"
+        );
         assert_eq!(check.status, Status::Limited);
     }
 }

@@ -14,7 +14,7 @@ use crate::report::Report;
 const MIB: u64 = 1 << 20;
 /// What a cgroup of `spare` bytes leaves, margin included.
 fn limit(kind: LimitKind, spare: u64) -> Limit {
-    let limit = Limit { kind, path: Some("/cg".into()), bytes: 64 * MIB, left: 0 };
+    let limit = Limit { kind, path: Some("/cg/memory.max".into()), bytes: 64 * MIB, left: 0 };
     Limit { left: spare + limit.margin(), ..limit }
 }
 
@@ -107,7 +107,7 @@ fn of_a_plan_without_order_that_does_not_fit_only_present_memory_is_kept() {
     }
     let report = check(&[area.piece(Touch::Write)], HostMemory::Whole, 8 * MIB, &[(4, 2), (15, 1)]);
     assert_eq!(report.unmapped[0].reason, Reason::HostMemory(LimitKind::Cgroup));
-    assert_eq!(report.limit.as_deref(), Some("the memory limit of cgroup /cg (64 MiB)"));
+    assert_eq!(report.limit.as_deref(), Some("the memory limit of cgroup /cg (memory.max, 64 MiB)"));
 }
 
 #[test]
