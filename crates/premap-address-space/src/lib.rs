@@ -31,8 +31,10 @@ use std::ops::Range;
 use premap_address::{Hva, PAGE_SIZE, PageSize};
 use rustix::io::Errno;
 
+pub use mappings::PROCMAP_QUERY;
 pub use pages::Exclusivity;
 pub use present::{copied, present};
+pub use scan::PAGEMAP_SCAN;
 pub use smaps::{Area, Kind, MappedFile, areas};
 
 /// What the host has at a page.
@@ -85,8 +87,8 @@ impl AddressSpace {
     /// Opens the interfaces. They describe the memory of the process that opened them, even where a child inherits them.
     ///
     /// # Errors
-    /// The errno of opening a file of `/proc/self`.
-    pub fn open() -> Result<Self, Errno> {
+    /// Which file of `/proc/self` can't be opened.
+    pub fn open() -> Result<Self, Unopened> {
         Ok(Self { mappings: mappings::Mappings::open()?, pages: pages::Pages::open()? })
     }
 
@@ -150,6 +152,25 @@ impl AddressSpace {
     pub fn may_write(&self, hva: Hva) -> Result<bool, Errno> {
         Ok(self.mappings.covering(hva)?.is_some_and(|mapping| mapping.write))
     }
+}
+
+/// A file of `/proc/self` that can't be opened, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unopened {
+    /// Its path.
+    pub path: &'static str,
+    /// The kernel's errno.
+    pub errno: Errno,
+}
+
+impl From<Unopened> for Errno {
+    fn from(unopened: Unopened) -> Self {
+        unopened.errno
+    }
+}
+
+fn open(path: &'static str) -> Result<std::fs::File, Unopened> {
+    std::fs::File::open(path).map_err(|error| Unopened { path, errno: errno(&error) })
 }
 
 /// The errno of an operation on a file of `/proc/self`.

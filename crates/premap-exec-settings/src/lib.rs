@@ -31,6 +31,8 @@ pub struct Settings {
     pub host_threads: Option<usize>,
     /// For how long after a guest's start changes of its slots are followed by another run, in nanoseconds.
     pub follow_ns: u64,
+    /// What to do with memory that the guest may be given later.
+    pub hotplug_pools: HotplugPools,
     /// What to do in a process that is confined by seccomp.
     pub seccomp: Seccomp,
     /// Where events are written.
@@ -48,6 +50,7 @@ impl Default for Settings {
             limit: None,
             host_threads: None,
             follow_ns: 60_000_000_000,
+            hotplug_pools: HotplugPools::default(),
             seccomp: Seccomp::default(),
             report: None,
             voice: Voice::default(),
@@ -68,6 +71,17 @@ pub enum Strategy {
     SecondOnly,
     /// Nothing is mapped; faults are counted.
     None,
+}
+
+/// What to do with memory that the guest may be given later (virtio-mem, DIMMs), or of which that can't be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HotplugPools {
+    /// Leave it, and say how much it is.
+    #[default]
+    Leave,
+    /// Map it like the guest's other memory.
+    Map,
 }
 
 /// What to do in a process that is confined by seccomp, whose filter may kill it for a call that it does not know.
@@ -133,6 +147,7 @@ mod tests {
             limit: Some(1 << 30),
             host_threads: Some(2),
             follow_ns: 3,
+            hotplug_pools: HotplugPools::Map,
             seccomp: Seccomp::Trust,
             report: Some(Report::File("a b/\"c\".json".into())),
             voice: Voice::Everything,

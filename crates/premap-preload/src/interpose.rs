@@ -10,6 +10,7 @@ use std::ffi::{c_int, c_ulong, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::request::Request;
+use crate::watch::Before;
 use crate::{descriptors, next, process, watch};
 
 /// Stands in for the C library's `ioctl`.
@@ -31,7 +32,15 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -
         Some(_) if process::stepped_aside() => pass(),
         Some(request) => {
             let before = look(|| watch::before(request, fd));
-            let value = pass();
+            let value = match &before {
+                Before::CalledBack(Some(page)) => page.without_entry(pass),
+                Before::CalledBack(None) => {
+                    // SAFETY: the C library gives a valid pointer to the calling thread's errno.
+                    unsafe { *libc::__errno_location() = libc::EINTR };
+                    return -1;
+                }
+                Before::Nothing | Before::Changing(_) => pass(),
+            };
             // On success the kernel has read what `argument` points to, so it can be read.
             look(|| watch::after(before, request, fd, value, argument));
             value

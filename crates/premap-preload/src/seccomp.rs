@@ -8,10 +8,12 @@
 use std::fs::File;
 use std::io::Read;
 
+use premap::seccomp::{Mode, rules};
+
 /// What a user must allow in a filter, to be told with the refusal.
-pub(crate) const NEEDED: &str = "ioctl with requests 0xc040aed5 and 0xaece, madvise with advice 22 and 23, and clone3, \
-    mmap, mprotect, munmap, openat, read, write, close, fcntl, readlink, rt_sigaction, rt_sigprocmask, sigaltstack, \
-    tgkill, prctl, futex, sched_yield, sched_getaffinity, gettid";
+pub(crate) fn needed() -> String {
+    premap::seccomp::list(&rules(&[Mode::ExecStart, Mode::Exec]))
+}
 
 /// Looks at the thread that makes it.
 pub(crate) struct Look {

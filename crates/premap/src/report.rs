@@ -274,10 +274,10 @@ pub struct Report {
     pub wall_ns: u64,
     /// What was not mapped, in the plan's order; neighbours with one reason are one entry.
     pub unmapped: Vec<Unmapped>,
-    /// The limit for which memory was left out or the run ended ([`Reason::HostMemory`]): its name, and its size.
-    pub limit: Option<String>,
     /// The files whose pages could not be had.
     pub files: Vec<BlamedFile>,
+    /// The limit for which memory was left out or the run ended ([`Reason::HostMemory`]): its name, and its size.
+    pub limit: Option<String>,
     /// KVM's mappings by size after the run, where the engine was given the VM.
     pub pages: Option<PageCounts>,
 }
@@ -320,12 +320,12 @@ impl Report {
     }
 }
 
-fn limit_name<S: Serializer>(limit: &LimitKind, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(limit.name())
-}
-
 fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
+}
+
+fn limit_name<S: Serializer>(limit: &LimitKind, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(limit.name())
 }
 
 fn errno_name<S: Serializer>(errno: &Errno, serializer: S) -> Result<S::Ok, S::Error> {

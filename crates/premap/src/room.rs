@@ -9,6 +9,7 @@
 //! ([`HostMemory::Front`]). Any other front is memory that the guest may never touch, taken from what it does.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use premap_address_space::limits::{Limit, Limits, Mapping, Pages};
@@ -18,7 +19,7 @@ use crate::budget::{Budget, HostMemory};
 use crate::engine::Stages;
 use crate::mappings::{Mappings, host_range};
 use crate::memory::{Backing, Region, Touch};
-use crate::plan::Piece;
+use crate::plan::{Chunk, Piece};
 use crate::report::{Reason, Stage};
 use crate::survey::reason_at;
 use crate::tally::Tally;
@@ -28,14 +29,18 @@ use crate::tally::Tally;
 const MOST_STRETCHES: usize = 4096;
 /// The second-stage tables and the host's take 1/512 of the memory each, where it is in pages of 4 KiB.
 const TABLES: u64 = 256;
-/// How fast memory goes at most, in bytes a nanosecond: by that the room is looked at again before it can be used up.
-const FASTEST: u64 = 8;
-const LOOK_EVERY: Range<Duration> = Duration::from_millis(1)..Duration::from_millis(50);
+/// How long a look at the room holds,
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// and for which part of it: so many VMs may start side by side on the same look.
+const SHARE: u64 = 8;
 
 /// The room of a run, which has an end only where the caller wants it to.
 #[derive(Debug, Default)]
 pub(crate) struct Room {
     within: Option<(HostMemory, Limits)>,
+    /// Whether the run takes any of it. What it has already is mapped whatever the room.
+    is_taken: bool,
+    granted: Mutex<Granted>,
 }
 
 impl Room {
@@ -45,12 +50,15 @@ impl Room {
             (HostMemory::Whole, Some(_)) => HostMemory::Front,
             (within, _) => within,
         };
-        Self { within: (within != HostMemory::Unlimited).then(|| (within, Limits::find())) }
+        Self {
+            within: (within != HostMemory::Unlimited).then(|| (within, Limits::find())),
+            ..Self::default()
+        }
     }
 
     /// The pieces, or parts of them, that fit. The others are lost.
     pub(crate) fn fit(
-        &self,
+        &mut self,
         pieces: Vec<Piece>,
         stages: Stages,
         mappings: &Mappings,
@@ -63,38 +71,86 @@ impl Room {
             present: Vec::new(),
         };
         let pieces = pieces.into_iter().map(looked).collect();
-        fit(pieces, stages, *within, |pages| limits.tightest(pages, Mapping::Made), lost)
+        let kept = fit(pieces, stages, *within, |pages| limits.tightest(pages, Mapping::Made), lost);
+        self.is_taken = kept.takes;
+        kept.pieces
     }
 
-    /// Begins to watch the room while a run goes on.
-    pub(crate) fn watch(&self) -> Watch<'_> {
-        Watch { limits: self.within.as_ref().map(|(_, limits)| limits), next: Instant::now() }
+    /// Has a thread make a chunk present, until what it is given is dropped.
+    ///
+    /// # Errors
+    /// The limit that is too close by now, whoever has come there: half of its margin is to be left.
+    pub(crate) fn begin(&self, chunk: &Chunk) -> Result<Taking<'_>, Limit> {
+        let nothing = Taking { room: self, bytes: 0 };
+        let Some((_, limits)) = self.within.as_ref().filter(|_| self.is_taken) else { return Ok(nothing) };
+        let mut bytes = chunk.range.bytes();
+        let mut granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
+        if granted.bytes < bytes || granted.until <= Instant::now() {
+            let limit = limits.tightest(Pages::Ordinary, Mapping::Made);
+            *granted = granted.renewed(bytes, limit).or_else(|limit| {
+                // What of it is present takes nothing.
+                bytes = absent(chunk);
+                granted.renewed(bytes, Some(limit))
+            })?;
+        }
+        granted.bytes -= bytes;
+        granted.taking += bytes;
+        Ok(Taking { room: self, bytes })
     }
 }
 
-/// Looks at the room from time to time.
-pub(crate) struct Watch<'a> {
-    limits: Option<&'a Limits>,
-    next: Instant,
+/// What may be taken before the room is looked at again, which costs too much to do for every chunk.
+#[derive(Debug)]
+struct Granted {
+    bytes: u64,
+    until: Instant,
+    /// What threads have begun to take, and so may not be gone from the room yet.
+    taking: u64,
 }
 
-impl Watch<'_> {
-    /// How long until it is to be looked again, if at all.
-    pub(crate) fn wait(&self) -> Option<Duration> {
-        self.limits.map(|_| self.next.saturating_duration_since(Instant::now()))
+impl Default for Granted {
+    fn default() -> Self {
+        Self { bytes: 0, until: Instant::now(), taking: 0 }
     }
+}
 
-    /// The limit that others have come too close to, if it is time to look: half of the margin is left. Pages of hugetlb
-    /// are not looked after, since nobody is killed for want of them.
-    pub(crate) fn look(&mut self) -> Option<Limit> {
-        let limits = self.limits.filter(|_| self.next <= Instant::now())?;
-        self.next = Instant::now() + LOOK_EVERY.end;
-        let tightest = limits.tightest(Pages::Ordinary, Mapping::Made)?;
-        let room = tightest.left.saturating_sub(tightest.margin() / 2);
-        let wait = Duration::from_nanos(room / FASTEST);
-        self.next = Instant::now() + wait.clamp(LOOK_EVERY.start, LOOK_EVERY.end);
-        (room == 0).then_some(tightest)
+impl Granted {
+    /// A share of the room that leaves others theirs, but no less than what is wanted now.
+    fn renewed(&self, wanted: u64, limit: Option<Limit>) -> Result<Self, Limit> {
+        let floor = limit.as_ref().map_or(0, |limit| limit.margin() / 2);
+        let left = limit.as_ref().map_or(u64::MAX, |limit| limit.left);
+        let room = left.saturating_sub(floor).saturating_sub(self.taking);
+        match limit.filter(|_| room < wanted) {
+            Some(limit) => Err(limit),
+            None => {
+                Ok(Self { bytes: (room / SHARE).max(wanted), until: Instant::now() + LOOK_EVERY, ..*self })
+            }
+        }
     }
+}
+
+/// Memory that a thread is taking.
+#[must_use]
+pub(crate) struct Taking<'a> {
+    room: &'a Room,
+    bytes: u64,
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            let mut granted = self.room.granted.lock().unwrap_or_else(PoisonError::into_inner);
+            granted.taking = granted.taking.saturating_sub(self.bytes);
+        }
+    }
+}
+
+/// How much of a chunk is not present.
+fn absent(&Chunk { range, host, backing, touch }: &Chunk) -> u64 {
+    let piece = Piece { place: 0, region: Region { range, host, backing, touch } };
+    let mut looked = Looked { piece, takes: Some(Pages::Ordinary), present: Vec::new() };
+    looked.look();
+    looked.absent()
 }
 
 /// What a plan takes of one kind of pages, and what of it there is.
@@ -112,13 +168,20 @@ impl Account {
     }
 }
 
+/// What of a plan is mapped.
+struct Kept {
+    pieces: Vec<Piece>,
+    /// Whether it takes ordinary pages.
+    takes: bool,
+}
+
 fn fit(
     mut pieces: Vec<Looked>,
     stages: Stages,
     within: HostMemory,
     room: impl Fn(Pages) -> Option<Limit>,
     lost: &mut Tally,
-) -> Vec<Piece> {
+) -> Kept {
     let mut accounts: Vec<Account> = Vec::new();
     for (piece, pages) in pieces.iter().filter_map(|looked| Some((looked.piece, looked.takes?))) {
         let bytes = cost(pages, piece.region.range.bytes());
@@ -132,9 +195,12 @@ fn fit(
         let wanted = accounts.iter().fold(0_u64, |sum, account| sum.saturating_add(account.wanted));
         accounts.iter().all(Account::fits) && wanted <= own
     };
-    let whole = |pieces: Vec<Looked>| pieces.into_iter().map(|looked| looked.piece).collect();
+    let whole = |pieces: Vec<Looked>, accounts: &[Account]| Kept {
+        pieces: pieces.into_iter().map(|looked| looked.piece).collect(),
+        takes: accounts.iter().any(|account| account.pages == Pages::Ordinary && account.wanted > 0),
+    };
     if fits(&accounts) {
-        return whole(pieces);
+        return whole(pieces, &accounts);
     }
     // Only now is it worth looking at what is there.
     pieces.iter_mut().for_each(Looked::look);
@@ -144,12 +210,14 @@ fn fit(
             of_kind.fold(0, |sum, looked| sum.saturating_add(cost(account.pages, looked.absent())));
     }
     if fits(&accounts) {
-        return whole(pieces);
+        return whole(pieces, &accounts);
     }
     for account in &mut accounts {
         let spare = account.limit.as_ref().map_or(u64::MAX, Limit::spare);
         account.allowance = if within == HostMemory::Whole && !account.fits() { 0 } else { spare };
     }
+    let takes =
+        accounts.iter().any(|account| account.pages == Pages::Ordinary && account.allowance.min(own) > 0);
     let mut kept = Vec::new();
     let mut stretches = MOST_STRETCHES;
     for Looked { piece, takes, present } in pieces {
@@ -172,7 +240,7 @@ fn fit(
             }
         }
     }
-    kept
+    Kept { pieces: kept, takes }
 }
 
 /// Keeps of an absent part what may be taken, and loses the rest.
@@ -216,7 +284,7 @@ fn take(
 /// Adds a part of a piece to those that are kept.
 fn keep(piece: Piece, part: Range<u64>, kept: &mut Vec<Piece>) {
     let Some(region) = cut(piece.region, part) else { return };
-    match kept.last_mut().filter(|last| last.place == piece.place) {
+    match kept.last_mut().filter(|last| (last.place, last.region.touch) == (piece.place, region.touch)) {
         Some(last) if last.region.range.join(region.range).is_some() => {
             last.region.range = last.region.range.join(region.range).unwrap_or(region.range);
         }

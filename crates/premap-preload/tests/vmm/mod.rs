@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 
 use confine::On;
 use kvm_ioctls::Kvm;
-use machine::Machine;
+use machine::{Kick, Machine};
 
 pub(crate) use machine::BYTES;
 
@@ -20,6 +20,9 @@ pub(crate) const VARIABLE: &str = "PREMAP_TEST_VMM";
 pub(crate) const DONE: &str = "the VMM is done";
 /// Enough to be at it for a while.
 pub(crate) const MUCH: u64 = 256 << 20;
+
+/// Enough to be at it for long.
+pub(crate) const VERY_MUCH: u64 = 1 << 30;
 
 const CREATE_VM: libc::c_ulong = 0xae01;
 const CREATE_VCPU: libc::c_ulong = 0xae41;
@@ -36,9 +39,25 @@ fn vmm() {
         "slots" => slots(&kvm),
         "churn" => {
             let mut machine = Machine::new(&kvm);
-            machine.add_slot(8 << 30, MUCH);
+            machine.add_slot(1 << 30, MUCH);
             machine.run_beside_changes(100);
         }
+        "pool" => {
+            let mut machine = Machine::new(&kvm);
+            machine.add_slot(4 << 30, BYTES);
+            machine.add_slot(8 << 30, MUCH);
+            machine.hand_over(&[(0, BYTES), (4 << 30, BYTES)]);
+            run(&mut machine);
+            println!("present: {}", machine::present());
+        }
+        "pool-untold" => {
+            let mut machine = Machine::new(&kvm);
+            machine.add_slot(1 << 30, BYTES);
+            machine.add_slot(8 << 30, MUCH);
+            run(&mut machine);
+            println!("present: {}", machine::present());
+        }
+        "called-back" => called_back(&kvm),
         "fork" => fork(&kvm),
         "errno" => errno(&kvm),
         // The filter is laid before the library was ever called: opening the device asks KVM nothing. And after.
@@ -69,6 +88,18 @@ fn vmm() {
 fn run(machine: &mut Machine) {
     machine.clear();
     machine.run().unwrap();
+}
+
+fn called_back(kvm: &Kvm) {
+    let mut machine = Machine::new(kvm);
+    machine.add_slot(1 << 30, VERY_MUCH);
+    for kick in [Kick::ByEintr, Kick::ByFlag] {
+        machine.clear();
+        let (result, present) = machine.run_and_call_back(kick, VERY_MUCH / 16);
+        assert_eq!(result.map_err(|error| error.errno()), Err(libc::EINTR));
+        assert!(present < VERY_MUCH / 2, "the call waited for the run's end: {present}");
+    }
+    run(&mut machine);
 }
 
 fn slots(kvm: &Kvm) {

@@ -70,7 +70,7 @@ fn looked(pieces: &[Piece]) -> Vec<Looked> {
 fn check(pieces: &[Piece], within: HostMemory, spare: u64, expected: &[(u64, u64)]) -> Report {
     let mut lost = Tally::default();
     let room = |_| Some(limit(LimitKind::Cgroup, spare));
-    let kept = fit(looked(pieces), Stages::Both, within, room, &mut lost);
+    let kept = fit(looked(pieces), Stages::Both, within, room, &mut lost).pieces;
     let base = pieces[0].region;
     let parts: Vec<_> = kept
         .iter()
@@ -159,7 +159,7 @@ fn hugetlb_is_counted_against_its_own_pages_and_cut_on_them() {
         Pages::Hugetlb(_) => Some(limit(LimitKind::HugetlbPool, 3 * huge)),
     };
     let mut lost = Tally::default();
-    let kept = fit(pieces, Stages::Both, HostMemory::Front, room, &mut lost);
+    let kept = fit(pieces, Stages::Both, HostMemory::Front, room, &mut lost).pieces;
     let bytes: Vec<_> = kept.iter().map(|piece| piece.region.range.bytes()).collect();
     assert_eq!(bytes, [3 * huge, 4 * MIB]);
     let mut report = Report::default();
@@ -172,7 +172,7 @@ fn without_limits_everything_fits() {
     let area = Area::new(4 * MIB);
     let mut lost = Tally::default();
     let pieces = [area.piece(Touch::Write)];
-    assert_eq!(fit(looked(&pieces), Stages::Both, HostMemory::Whole, |_| None, &mut lost), pieces);
+    assert_eq!(fit(looked(&pieces), Stages::Both, HostMemory::Whole, |_| None, &mut lost).pieces, pieces);
 }
 
 #[test]
@@ -185,9 +185,28 @@ fn memory_scattered_more_widely_than_is_worth_telling_is_lost_by_region() {
     let mut lost = Tally::default();
     let room = |_| Some(limit(LimitKind::Cgroup, 0));
     let kept = fit(looked(&[area.piece(Touch::Write)]), Stages::Both, HostMemory::Whole, room, &mut lost);
+    assert!(!kept.takes, "it has them already");
+    let kept = kept.pieces;
     assert!(kept.len() <= MOST_STRETCHES, "{}", kept.len());
     let mut report = Report::default();
     lost.write(&mut report);
     let kept: u64 = kept.iter().map(|piece| piece.region.range.bytes()).sum();
     assert_eq!(kept + report.host.abandoned, pages * 4096);
+}
+
+#[test]
+fn a_share_of_the_room_is_granted_and_at_the_end_just_what_is_wanted() {
+    let room = |left: u64| Some(Limit { left, ..limit(LimitKind::Cgroup, 0) });
+    // Half of a margin of 32 MiB is kept back.
+    let granted = Granted::default().renewed(MIB, room(96 * MIB)).unwrap();
+    assert_eq!(granted.bytes, 10 * MIB);
+    assert_eq!(Granted::default().renewed(16 * MIB, room(96 * MIB)).unwrap().bytes, 16 * MIB);
+    assert_eq!(Granted::default().renewed(16 * MIB, room(32 * MIB)).unwrap().bytes, 16 * MIB);
+    let short = Granted::default().renewed(17 * MIB, room(32 * MIB)).unwrap_err();
+    assert_eq!(short.kind, LimitKind::Cgroup);
+    // What other threads have begun to take is gone, though it is not seen yet.
+    let busy = Granted { taking: 16 * MIB, ..Granted::default() };
+    assert!(busy.renewed(16 * MIB, room(47 * MIB)).is_err());
+    assert!(busy.renewed(16 * MIB, room(48 * MIB)).is_ok());
+    assert!(Granted::default().renewed(1 << 60, None).is_ok(), "what is not known is no limit");
 }
