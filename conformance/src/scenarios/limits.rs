@@ -16,7 +16,7 @@ const PAGES: u64 = 8192;
 /// A deadline that passes midway leaves the rest abandoned, in order, and a later run maps it.
 pub fn a_deadline_hits_midway<K: Kernel>(kernel: &K) {
     cut_midway(kernel, Reason::Deadline, |after, run| {
-        run(Engine::new().budget(Budget { deadline: Some(Instant::now() + after), bytes: None }))
+        run(Engine::new().budget(Budget { deadline: Some(Instant::now() + after), ..Budget::default() }))
     });
 }
 
@@ -69,7 +69,7 @@ fn check_cut<K: Kernel>(mut fixture: Fixture<K>, report: &Report, why: Reason) {
 /// A byte budget is used up to the byte, from the plan's front, and the rest can be mapped later.
 pub fn a_byte_budget_is_kept_and_the_rest_can_be_mapped_later<K: Kernel>(kernel: &K) {
     let mut fixture = Fixture::new(kernel, 2, PAGES, Backing::Memfd);
-    let budget = Budget { bytes: Some(777 * PAGE), deadline: None };
+    let budget = Budget { bytes: Some(777 * PAGE), ..Budget::default() };
     let report = fixture.map(Engine::new().budget(budget), &fixture.plan());
     assert_eq!((report.host.mapped, report.second.mapped), (777 * PAGE, 777 * PAGE));
     let left: Vec<_> = report.abandoned(Stage::Second).collect();

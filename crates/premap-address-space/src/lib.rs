@@ -1,13 +1,14 @@
 //! What Linux says of this process's own memory: what is mapped where, and which pages are there.
 //!
 //! Guest memory is memory of the VMM's, and KVM maps for the guest what the host's page tables hold. Who wants to know what
-//! that is asks here. Four questions, each with one interface of the kernel, and a fallback where that may be missing:
+//! that is asks here. Five questions, each with one interface of the kernel, and a fallback where that may be missing:
 //!
 //! | question | asked of | where that is missing |
 //! |---|---|---|
 //! | what mapping covers this address, with what permissions | [`AddressSpace::may_write`] and the like: `PROCMAP_QUERY`, Linux 6.11 | the text of `/proc/self/smaps` |
 //! | what is mapped anywhere, and of what kind | [`areas`]: `/proc/self/smaps` | never missing |
 //! | which pages are present, zero, huge | [`AddressSpace::query`]: `PAGEMAP_SCAN`, Linux 6.7 | `/proc/self/pagemap`; huge pages are then taken for small ones |
+//! | how much more may be taken | [`limits`]: `/proc/meminfo`, cgroups, hugetlb pools, `RLIMIT_AS` | what can't be read is no limit |
 //! | is a private page ours alone | [`AddressSpace::query`]: `/proc/self/pagemap`, bit 56 | never missing |
 //!
 //! An answer is true only for the moment it was given. Who acts on one must have a way to learn that it was overtaken.
@@ -18,6 +19,7 @@
 
 mod file;
 mod file_systems;
+pub mod limits;
 mod mappings;
 mod pages;
 mod present;
@@ -29,8 +31,10 @@ use std::ops::Range;
 use premap_address::{Hva, PAGE_SIZE, PageSize};
 use rustix::io::Errno;
 
+pub use mappings::PROCMAP_QUERY;
 pub use pages::Exclusivity;
-pub use present::present;
+pub use present::{copied, present};
+pub use scan::PAGEMAP_SCAN;
 pub use smaps::{Area, Kind, MappedFile, areas};
 
 /// What the host has at a page.
@@ -83,8 +87,8 @@ impl AddressSpace {
     /// Opens the interfaces. They describe the memory of the process that opened them, even where a child inherits them.
     ///
     /// # Errors
-    /// The errno of opening a file of `/proc/self`.
-    pub fn open() -> Result<Self, Errno> {
+    /// Which file of `/proc/self` can't be opened.
+    pub fn open() -> Result<Self, Unopened> {
         Ok(Self { mappings: mappings::Mappings::open()?, pages: pages::Pages::open()? })
     }
 
@@ -148,6 +152,25 @@ impl AddressSpace {
     pub fn may_write(&self, hva: Hva) -> Result<bool, Errno> {
         Ok(self.mappings.covering(hva)?.is_some_and(|mapping| mapping.write))
     }
+}
+
+/// A file of `/proc/self` that can't be opened, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unopened {
+    /// Its path.
+    pub path: &'static str,
+    /// The kernel's errno.
+    pub errno: Errno,
+}
+
+impl From<Unopened> for Errno {
+    fn from(unopened: Unopened) -> Self {
+        unopened.errno
+    }
+}
+
+fn open(path: &'static str) -> Result<std::fs::File, Unopened> {
+    std::fs::File::open(path).map_err(|error| Unopened { path, errno: errno(&error) })
 }
 
 /// The errno of an operation on a file of `/proc/self`.

@@ -9,8 +9,8 @@ use premap_address::{Hva, PageSize};
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 
-use crate::errno;
 use crate::smaps::{Area, areas};
+use crate::{Unopened, errno, open};
 
 /// A mapping of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,8 @@ struct Query {
     build_id_addr: u64,
 }
 
-const PROCMAP_QUERY: Opcode = opcode::read_write::<Query>(b'f', 17);
+/// The ioctl on `/proc/self/maps` that tells of one mapping.
+pub const PROCMAP_QUERY: Opcode = opcode::read_write::<Query>(b'f', 17);
 const READABLE: u64 = 1;
 const WRITABLE: u64 = 2;
 const SHARED: u64 = 8;
@@ -74,9 +75,8 @@ pub(crate) struct Mappings {
 }
 
 impl Mappings {
-    pub(crate) fn open() -> Result<Self, Errno> {
-        let maps = File::open("/proc/self/maps").map_err(|error| errno(&error))?;
-        Ok(Self { maps, has_query: AtomicBool::new(true) })
+    pub(crate) fn open() -> Result<Self, Unopened> {
+        Ok(Self { maps: open("/proc/self/maps")?, has_query: AtomicBool::new(true) })
     }
 
     /// The mapping that covers `hva`, if there is one.

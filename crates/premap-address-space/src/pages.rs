@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::mappings::Mapping;
 use crate::scan::{HUGE, PRESENT, Region, Wanted, ZERO, scan};
-use crate::{Run, State, errno};
+use crate::{Run, State, Unopened, errno, open};
 
 /// How hard to ask whether a private page is shared with another process (by fork) or another address (by KSM).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +46,8 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    pub(crate) fn open() -> Result<Self, Errno> {
-        let pagemap = File::open("/proc/self/pagemap").map_err(|error| errno(&error))?;
-        Ok(Self { pagemap, has_scan: AtomicBool::new(true) })
+    pub(crate) fn open() -> Result<Self, Unopened> {
+        Ok(Self { pagemap: open("/proc/self/pagemap")?, has_scan: AtomicBool::new(true) })
     }
 
     pub(crate) fn scans(&self) -> bool {

@@ -7,7 +7,7 @@ use premap_address::Hva;
 use rustix::io::Errno;
 
 use crate::errno;
-use crate::scan::{PRESENT, Region, Wanted, ZERO, scan};
+use crate::scan::{FILE, PRESENT, Region, Wanted, ZERO, scan};
 
 /// How many ranges one call can give.
 const AT_ONCE: usize = 256;
@@ -18,8 +18,23 @@ const AT_ONCE: usize = 256;
 /// # Errors
 /// The kernel's errno; ENOTTY before Linux 6.7.
 pub fn present(range: Range<u64>) -> Result<Vec<Range<u64>>, Errno> {
+    find(range, Wanted { inverted: ZERO, all: PRESENT | ZERO, told: PRESENT, ..Wanted::default() })
+}
+
+/// Gives the parts of `range`, a private mapping of a file, that were written: their pages are copies of the process's own,
+/// where others are the page cache's.
+///
+/// # Errors
+/// As [`present`].
+pub fn copied(range: Range<u64>) -> Result<Vec<Range<u64>>, Errno> {
+    find(
+        range,
+        Wanted { inverted: ZERO | FILE, all: PRESENT | ZERO | FILE, told: PRESENT, ..Wanted::default() },
+    )
+}
+
+fn find(range: Range<u64>, wanted: Wanted) -> Result<Vec<Range<u64>>, Errno> {
     let pagemap = File::open("/proc/self/pagemap").map_err(|error| errno(&error))?;
-    let wanted = Wanted { inverted: ZERO, all: PRESENT | ZERO, told: PRESENT, ..Wanted::default() };
     let mut found: Vec<Range<u64>> = Vec::new();
     let mut rest = Hva::new(range.start)..Hva::new(range.end);
     while rest.start < rest.end {
@@ -73,6 +88,32 @@ mod tests {
                     .map(|number| start + number * 4096..start + (number + 1) * 4096)
                     .collect();
                 assert_eq!(found, expected);
+            }
+            Err(errno) => eprintln!("skipped: this kernel has no PAGEMAP_SCAN: {errno}"),
+        }
+        // SAFETY: the mapping is the test's own and nothing refers to it any more.
+        unsafe { munmap(base, len) }.unwrap();
+    }
+
+    #[test]
+    fn of_a_private_file_only_written_pages_are_copies() {
+        let file = File::open(std::env::current_exe().unwrap()).unwrap();
+        let (len, access) = (8 * 4096, ProtFlags::READ | ProtFlags::WRITE);
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let base =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, access, MapFlags::PRIVATE, &file, 0) };
+        let base = base.unwrap();
+        for page in 0..4 {
+            // SAFETY: the page lies in the test's own mapping, and in the file, which is longer.
+            unsafe { base.wrapping_byte_add(page * 4096).cast::<u8>().read_volatile() };
+        }
+        // SAFETY: as above.
+        unsafe { base.wrapping_byte_add(2 * 4096).cast::<u8>().write_volatile(1) };
+        let start = base.addr() as u64;
+        match copied(start..start + len as u64) {
+            Ok(found) => {
+                let copy = start + 2 * 4096..start + 3 * 4096;
+                assert_eq!((found.first(), found.len()), (Some(&copy), 1));
             }
             Err(errno) => eprintln!("skipped: this kernel has no PAGEMAP_SCAN: {errno}"),
         }

@@ -9,12 +9,15 @@ use premap_address::Hva;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 
+/// A page of a file, and not a copy of it.
+pub(crate) const FILE: u64 = 1 << 2;
 pub(crate) const PRESENT: u64 = 1 << 3;
 /// The shared zero page, which a write replaces.
 pub(crate) const ZERO: u64 = 1 << 5;
 pub(crate) const HUGE: u64 = 1 << 6;
 
-const PAGEMAP_SCAN: Opcode = opcode::read_write::<Argument>(b'f', 16);
+/// The ioctl on `/proc/self/pagemap` that tells of a range's pages.
+pub const PAGEMAP_SCAN: Opcode = opcode::read_write::<Argument>(b'f', 16);
 
 /// `struct page_region` of `include/uapi/linux/fs.h`.
 #[repr(C)]

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
 use premap::Touch;
 use premap::working_set::{Identity, Recorder, WorkingSet};
-use premap_kvm::Errno;
 use serde_json::json;
 
 use crate::backend::{self, Backend};
@@ -75,13 +74,7 @@ pub(crate) fn watch(
 ) -> anyhow::Result<Recorded> {
     let failed = "looking at the guest's memory failed";
     let mut recorder = Recorder::new(memory).context(failed)?;
-    let faults = recorder.watch(INTERVAL, guest).map_err(|errno| match errno {
-        Errno::AGAIN => anyhow!(
-            "the host gave no thread to look at the guest's memory ({errno}); raise the limit of threads: `ulimit -u`, or \
-             pids.max of the cgroup"
-        ),
-        errno => anyhow!("{failed}: {errno}"),
-    })??;
+    let faults = recorder.watch(INTERVAL, guest).context(failed)??;
     let (looks, method) = (recorder.looks(), recorder.method().to_string());
     let set = recorder.finish(identity)?;
     ensure!(set.bytes() > 0, "the guest touched nothing");

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::Context;
 use clap::Args;
-use premap::Region;
 use premap::working_set::{Identity, WorkingSet};
+use premap::{HostMemory, Region};
 
 use crate::failure::BadUse;
+use crate::files::{self, Kind};
 use crate::options::pages;
 use crate::size::Size;
 
@@ -68,6 +68,12 @@ impl Flags {
 }
 
 impl First {
+    /// What is done where not all memory can be had: what comes first was said to be worth it by a working set, and by a
+    /// limit of the user's own.
+    pub(crate) fn host_memory(&self) -> HostMemory {
+        if self.set.is_some() || self.budget.is_some() { HostMemory::Front } else { HostMemory::Whole }
+    }
+
     /// Puts a machine's memory in order.
     pub(crate) fn order(&self, memory: Vec<Region>) -> Result<Vec<Region>, BadUse> {
         let Some((set, image, path)) = &self.set else { return Ok(memory) };
@@ -76,7 +82,7 @@ impl First {
 }
 
 fn read(path: &Path) -> anyhow::Result<WorkingSet> {
-    let bytes = std::fs::read(path).with_context(|| format!("--working-set {}", path.display()))?;
+    let bytes = files::read(path, &format!("--working-set {}", path.display()), Kind::WORKING_SET)?;
     Ok(WorkingSet::decode(&bytes).map_err(|malformed| refused(path, &malformed))?)
 }
 

@@ -24,10 +24,15 @@ pub struct Settings {
     pub chunk: Option<u64>,
     /// How long one run may hold the guest back, in nanoseconds.
     pub deadline_ns: Option<u64>,
+    /// How many bytes of the host's memory mapping ahead may take. Unless set: all that the guest lacks where the host can
+    /// hold it, and nothing where it can't.
+    pub limit: Option<u64>,
     /// Threads that make memory present on the host, beside one for each vCPU at hand; the engine's own number unless set.
     pub host_threads: Option<usize>,
     /// For how long after a guest's start changes of its slots are followed by another run, in nanoseconds.
     pub follow_ns: u64,
+    /// What to do with memory that the guest may be given later.
+    pub hotplug_pools: HotplugPools,
     /// What to do in a process that is confined by seccomp.
     pub seccomp: Seccomp,
     /// Where events are written.
@@ -42,8 +47,10 @@ impl Default for Settings {
             strategy: Strategy::default(),
             chunk: None,
             deadline_ns: None,
+            limit: None,
             host_threads: None,
             follow_ns: 60_000_000_000,
+            hotplug_pools: HotplugPools::default(),
             seccomp: Seccomp::default(),
             report: None,
             voice: Voice::default(),
@@ -64,6 +71,17 @@ pub enum Strategy {
     SecondOnly,
     /// Nothing is mapped; faults are counted.
     None,
+}
+
+/// What to do with memory that the guest may be given later (virtio-mem, DIMMs), or of which that can't be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HotplugPools {
+    /// Leave it, and say how much it is.
+    #[default]
+    Leave,
+    /// Map it like the guest's other memory.
+    Map,
 }
 
 /// What to do in a process that is confined by seccomp, whose filter may kill it for a call that it does not know.
@@ -126,8 +144,10 @@ mod tests {
             strategy: Strategy::HostOnly,
             chunk: Some(1 << 21),
             deadline_ns: Some(1),
+            limit: Some(1 << 30),
             host_threads: Some(2),
             follow_ns: 3,
+            hotplug_pools: HotplugPools::Map,
             seccomp: Seccomp::Trust,
             report: Some(Report::File("a b/\"c\".json".into())),
             voice: Voice::Everything,

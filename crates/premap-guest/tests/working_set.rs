@@ -92,7 +92,7 @@ fn a_recorded_run_is_saved_its_faults<K: Kernel>(kernel: &K, backing: Backing, a
         eprintln!("skipped: {} can't pre-fault", K::NAME);
         return;
     }
-    let budget = Budget { bytes: Some(set.bytes()), deadline: None };
+    let budget = Budget { bytes: Some(set.bytes()), ..Budget::default() };
     let plan = Plan::new(set.first(&IMAGE, &[region]).unwrap()).unwrap();
     let report = Engine::new().vm(lent.vm).budget(budget).run(&plan, lent.vcpus).unwrap();
     assert_eq!((report.asked, report.second.mapped), (region.range.bytes(), set.bytes()));

@@ -6,7 +6,7 @@ pub use kvm_bindings::{
     KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_GUEST_MEMFD, KVM_CAP_PRE_FAULT_MEMORY, KVM_CAP_VM_TYPES,
     KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_create_guest_memfd, kvm_enable_cap, kvm_memory_attributes,
-    kvm_pre_fault_memory, kvm_sregs, kvm_userspace_memory_region, kvm_userspace_memory_region2,
+    kvm_pre_fault_memory, kvm_regs, kvm_sregs, kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 use rustix::ioctl::{Opcode, opcode};
 
@@ -21,6 +21,8 @@ pub const KVM_GET_DIRTY_LOG: Opcode = opcode::write::<kvm_dirty_log>(KVMIO, 0x42
 pub const KVM_SET_USER_MEMORY_REGION: Opcode = opcode::write::<kvm_userspace_memory_region>(KVMIO, 0x46);
 /// `KVM_ENABLE_CAP`, on a VM.
 pub const KVM_ENABLE_CAP: Opcode = opcode::write::<kvm_enable_cap>(KVMIO, 0xa3);
+/// `KVM_GET_REGS`, on a vCPU.
+pub const KVM_GET_REGS: Opcode = opcode::read::<kvm_regs>(KVMIO, 0x81);
 /// `KVM_GET_SREGS`, on a vCPU.
 pub const KVM_GET_SREGS: Opcode = opcode::read::<kvm_sregs>(KVMIO, 0x83);
 /// `KVM_SET_SREGS`, on a vCPU.
@@ -54,6 +56,7 @@ mod tests {
         assert_eq!(KVM_GET_DIRTY_LOG, 0x4010_ae42);
         assert_eq!(KVM_SET_USER_MEMORY_REGION, 0x4020_ae46);
         assert_eq!(KVM_ENABLE_CAP, 0x4068_aea3);
+        assert_eq!(KVM_GET_REGS, 0x8090_ae81);
         assert_eq!(KVM_GET_SREGS, 0x8138_ae83);
         assert_eq!(KVM_SET_SREGS, 0x4138_ae84);
         assert_eq!(KVM_MEMORY_ENCRYPT_OP, 0xc008_aeba);

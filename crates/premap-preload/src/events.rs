@@ -10,9 +10,14 @@ use premap::Report;
 use premap_exec_settings as settings;
 use serde::Serialize;
 
+use crate::account::{Account, Memory};
 use crate::kvm;
 use crate::memory::{Left, Slot};
 use crate::say::say;
+
+/// The version of the lines' format, as `docs/exec-report.md` describes it. It grows when a field changes its meaning or
+/// goes; fields may come within one version.
+const VERSION: u32 = 1;
 
 /// Something that happened to a VM.
 #[derive(Debug, Serialize)]
@@ -28,6 +33,8 @@ pub(crate) enum Event<'a> {
         vcpus: usize,
         /// Page faults that KVM took for the guest before this run.
         faults: Option<u64>,
+        /// The slots' bytes, all accounted for.
+        memory: Memory,
         /// The slots as they were.
         slots: &'a [Slot],
         /// What of them was left alone.
@@ -39,6 +46,9 @@ pub(crate) enum Event<'a> {
         vm: u32,
         runs: u32,
         vcpus: usize,
+        /// What the runs did in all.
+        #[serde(flatten)]
+        account: Account,
         /// Page faults that KVM took for the guest (`pf_taken`), over all vCPUs.
         faults: Option<u64>,
         /// Exits from the guest, over all vCPUs.
@@ -52,6 +62,7 @@ pub(crate) struct Journal(Option<File>);
 
 #[derive(Serialize)]
 struct Line<'a> {
+    version: u32,
     /// The program's name.
     vmm: &'a str,
     pid: u32,
@@ -86,7 +97,7 @@ impl Journal {
         let Some(mut file) = self.0.as_ref() else { return };
         let name = std::env::current_exe().ok();
         let name = name.as_deref().and_then(|path| path.file_name()).unwrap_or_default().to_string_lossy();
-        let line = Line { vmm: &name, pid: std::process::id(), event };
+        let line = Line { version: VERSION, vmm: &name, pid: std::process::id(), event };
         let written = serde_json::to_vec(&line).map_err(std::io::Error::from).and_then(|mut bytes| {
             bytes.push(b'\n');
             file.write_all(&bytes)

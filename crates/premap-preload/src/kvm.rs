@@ -35,6 +35,11 @@ pub(crate) fn duplicate(fd: RawFd, role: Role) -> Result<OwnedFd, Errno> {
     if link.starts_with(name) { Ok(own) } else { Err(Errno::BADF) }
 }
 
+/// Whether this process has a VM or a vCPU at this number.
+pub(crate) fn is_open(fd: RawFd) -> bool {
+    [Role::Vm, Role::Vcpu].into_iter().any(|role| duplicate(fd, role).is_ok())
+}
+
 /// Duplicates a descriptor, whatever it is.
 ///
 /// # Errors
@@ -59,6 +64,65 @@ pub(crate) fn same_file(fd: RawFd, known: &[RawFd]) -> Option<RawFd> {
     let found = results.iter().find(|(_, result)| *result == 0);
     // A kernel without kcmp can't tell, and with one candidate need not.
     found.or(results.first().filter(|(_, result)| *result < 0 && results.len() == 1)).map(|(other, _)| *other)
+}
+
+/// What a vCPU's registers say of how it begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Registers {
+    pub(crate) rbx: u64,
+    pub(crate) rsi: u64,
+    pub(crate) rip: u64,
+    pub(crate) cs_base: u64,
+}
+
+impl Registers {
+    /// Reads them. The vCPU must not be in the guest: the call would wait until it leaves.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn read(vcpu: impl AsFd) -> Result<Self, Errno> {
+        use premap_kvm::abi::{KVM_GET_REGS, KVM_GET_SREGS, kvm_regs, kvm_sregs};
+        use rustix::ioctl::Getter;
+
+        // SAFETY: KVM_GET_REGS writes one kvm_regs, for which the getter has room.
+        let regs = unsafe { ioctl(&vcpu, Getter::<KVM_GET_REGS, kvm_regs>::new()) }?;
+        // SAFETY: KVM_GET_SREGS writes one kvm_sregs, for which the getter has room.
+        let sregs = unsafe { ioctl(&vcpu, Getter::<KVM_GET_SREGS, kvm_sregs>::new()) }?;
+        Ok(Self { rbx: regs.rbx, rsi: regs.rsi, rip: regs.rip, cs_base: sregs.cs.base })
+    }
+
+    /// Other machines' vCPUs are not asked.
+    ///
+    /// # Errors
+    /// Always.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn read(_: impl AsFd) -> Result<Self, Errno> {
+        Err(Errno::NOSYS)
+    }
+
+    /// Whether the vCPU is where a processor begins after a reset.
+    pub(crate) fn are_at_reset(&self) -> bool {
+        (self.cs_base, self.rip) == (0xffff_0000, 0xfff0)
+    }
+}
+
+/// Reads memory of this process, whatever is there: the kernel says EFAULT where nothing is.
+///
+/// # Errors
+/// The kernel's errno, or EFAULT where it gave less.
+pub(crate) fn read_own_memory(at: u64, len: usize) -> Result<Vec<u8>, Errno> {
+    let mut bytes = vec![0_u8; len];
+    let start = usize::try_from(at).map_err(|_| Errno::FAULT)?;
+    let from = libc::iovec { iov_base: std::ptr::without_provenance_mut(start), iov_len: len };
+    let to = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: len };
+    // SAFETY: the kernel writes at most `len` bytes to `bytes`, which has room for them, and checks what it reads.
+    let count = unsafe { libc::process_vm_readv(libc::getpid(), &raw const to, 1, &raw const from, 1, 0) };
+    match usize::try_from(count) {
+        Ok(count) if count == len => Ok(bytes),
+        Ok(_) => Err(Errno::FAULT),
+        Err(_) => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
 }
 
 /// A vCPU's counters, readable while it runs: asking the vCPU itself would wait until it leaves the guest.

@@ -37,8 +37,13 @@
 //! Calls that do not go through the C library's `ioctl`: statically linked VMMs, and programs that make the system call
 //! themselves, as Rust's rustix does. VMMs on kvm-ioctls or on libc do not. What a process counted is lost when it ends by a signal or by `_exit`.
 
+mod account;
+mod boot;
+mod closing;
 mod descriptors;
+mod entry;
 mod events;
+mod given;
 mod helper;
 mod interpose;
 mod kvm;
@@ -47,9 +52,11 @@ mod next;
 mod phase;
 mod process;
 mod request;
+mod run_page;
 mod say;
 mod seccomp;
 mod signals;
 mod task;
+mod turn;
 mod vms;
 mod watch;

@@ -10,7 +10,8 @@
 //! | a device's memory, a userfaultfd handler, nothing | left alone |
 //!
 //! Slots whose dirty pages are logged are left alone (pre-faulting would mark all of them dirty), and so are those with
-//! private memory, which the launch of a confidential VM maps in its own way.
+//! private memory, which the launch of a confidential VM maps in its own way, and those of memory that the guest may be
+//! given later (`given`).
 
 use std::ops::Range;
 
@@ -59,10 +60,13 @@ pub(crate) enum Why {
     NotMapped,
     /// The slot begins or ends inside a page of its backing.
     CutsPage,
+    /// The guest may be given it later, as virtio-mem or a DIMM, or it can't be told that it was given it at its start.
+    MaybeHotplug,
 }
 
-/// Finds what is behind the slots. Those of system management mode have a second address space and are left out.
-pub(crate) fn find(slots: impl IntoIterator<Item = Slot>, areas: &[Area]) -> Found {
+/// Finds what is behind the slots. Those of system management mode have a second address space and are left out; those
+/// whose memory lies in `pools` may be given to the guest later, and are left alone.
+pub(crate) fn find(slots: impl IntoIterator<Item = Slot>, areas: &[Area], pools: &[Range<u64>]) -> Found {
     let mut found = Found::default();
     let mut slots: Vec<_> = slots.into_iter().filter(|slot| slot.slot >> 16 == 0).collect();
     slots.sort_by_key(|slot| slot.gpa);
@@ -71,6 +75,8 @@ pub(crate) fn find(slots: impl IntoIterator<Item = Slot>, areas: &[Area]) -> Fou
             found.leave(&slot, slot.host..slot.host + slot.bytes, Why::PrivateMemory);
         } else if slot.flags & premap_kvm::abi::KVM_MEM_LOG_DIRTY_PAGES != 0 {
             found.leave(&slot, slot.host..slot.host + slot.bytes, Why::DirtyLogging);
+        } else if pools.iter().any(|pool| pool.contains(&slot.host)) {
+            found.leave(&slot, slot.host..slot.host + slot.bytes, Why::MaybeHotplug);
         } else {
             found.look_behind(&slot, areas);
         }
@@ -125,6 +131,11 @@ impl Found {
 }
 
 impl Slot {
+    /// Where its memory lies in this process.
+    pub(crate) fn host_range(&self) -> Range<u64> {
+        self.host..self.host.saturating_add(self.bytes)
+    }
+
     fn gpa_of(&self, host: u64) -> u64 {
         self.gpa + (host - self.host)
     }
@@ -178,7 +189,7 @@ mod tests {
 
     #[track_caller]
     fn check(slot: Slot, areas: &[Area], regions: &[(u64, u64, Backing, Touch)], left: &[(u64, u64, Why)]) {
-        let found = find([slot], areas);
+        let found = find([slot], areas, &[]);
         let got: Vec<_> = found
             .regions
             .iter()
@@ -220,6 +231,19 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_in_a_pool_is_left_alone_however_it_is_cut() {
+        let areas = [area(0, 8 * MIB, Kind::Anonymous)];
+        let pool = HOST + 4 * MIB..HOST + 8 * MIB;
+        for (offset, pooled) in [(0, false), (4 * MIB, true), (6 * MIB, true)] {
+            let slot = Slot { host: HOST + offset, ..slot(0, 2 * MIB, 0) };
+            let found = find([slot], &areas, std::slice::from_ref(&pool));
+            let left: Vec<_> = found.left.iter().map(|left| (left.bytes, left.why)).collect();
+            assert_eq!(left, if pooled { vec![(2 * MIB, Why::MaybeHotplug)] } else { vec![] });
+            assert_eq!(found.regions.is_empty(), pooled);
+        }
+    }
+
+    #[test]
     fn areas_with_gaps_give_parts_with_gaps() {
         let areas = [area(0, MIB, Kind::Anonymous), area(2 * MIB, 3 * MIB, Kind::Shared)];
         check(
@@ -243,7 +267,7 @@ mod tests {
 
     #[test]
     fn narrowing_keeps_gpa_and_host_together() {
-        let found = find([slot(16 * MIB, 4 * MIB, 0)], &[area(0, 8 * MIB, Kind::Anonymous)]);
+        let found = find([slot(16 * MIB, 4 * MIB, 0)], &[area(0, 8 * MIB, Kind::Anonymous)], &[]);
         let keep = |range: Range<u64>| {
             Ok::<_, ()>(vec![range.start + 4096..range.start + 8192, range.end - 4096..range.end])
         };

@@ -10,6 +10,8 @@
 //!                                            └───────┘
 //! ```
 //!
+//! (A run that was stopped to give a vCPU back begins anew at the next entry; see below.)
+//!
 //! **First** at the first `KVM_RUN`: slots are set, vCPUs are made, nothing has run.
 //!
 //! **Again** after the slots changed. Deleting a slot throws away what KVM has mapped for the whole VM, and firmware has
@@ -21,9 +23,11 @@
 //! **No more** once the guest has run for the time in which changes are followed (a minute, unless the user says
 //! otherwise), nor after [`MOST_RUNS`]: a guest at work is not held back, and takes its faults as it would without premap.
 //!
-//! While a run is under way, vCPUs that want to enter the guest wait for its end. A change of slots does not: it stops the
-//! run, and the run counts as not done. A VMM that wants a vCPU out of the guest meanwhile, to pause it say, has it when the
-//! run ends; `--deadline` bounds that.
+//! While a run is under way, vCPUs that want to enter the guest wait for its end. Nothing else does:
+//!
+//! - A change of slots stops the run, and the run counts as not done.
+//! - A VMM that wants a vCPU back, to pause it say, sends its thread a signal. That stops the run too, and the vCPU's
+//!   `KVM_RUN` says EINTR. The next entry goes on where the run was stopped.
 
 use std::time::{Duration, Instant};
 
@@ -31,6 +35,8 @@ use std::time::{Duration, Instant};
 const ENTRIES_AT_REST: u32 = 4;
 /// How many runs a VM gets.
 const MOST_RUNS: u32 = 16;
+/// How many runs of a VM may be stopped to give a vCPU back. QEMU calls each of its vCPUs as a VM starts.
+const MOST_CALLS_BACK: u32 = 1024;
 
 /// Where a VM stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +45,8 @@ pub(crate) enum Phase {
     Fresh,
     /// A run is under way.
     Mapping,
+    /// A run was stopped to give a vCPU back, and goes on at the next entry.
+    CalledBack,
     /// Its slots changed, and this many entries saw them at rest.
     Settling(u32),
     /// There is nothing to do.
@@ -73,6 +81,8 @@ pub(crate) struct Timing {
     changing: u32,
     /// Runs begun.
     runs: u32,
+    /// Those of them that were stopped to give a vCPU back. They are not held against [`MOST_RUNS`].
+    called_back: u32,
     /// When the guest first entered.
     began: Option<Instant>,
     follow: Duration,
@@ -81,7 +91,7 @@ pub(crate) struct Timing {
 impl Timing {
     /// A VM that has not run. Changes are followed for `follow` from its first entry on.
     pub(crate) fn new(follow: Duration) -> Self {
-        Self { phase: Phase::Fresh, changing: 0, runs: 0, began: None, follow }
+        Self { phase: Phase::Fresh, changing: 0, runs: 0, called_back: 0, began: None, follow }
     }
 
     /// A VM that is only looked at.
@@ -116,7 +126,7 @@ impl Timing {
                 self.phase = Phase::Settling(entries.saturating_add(1));
                 return Entry::Pass;
             }
-            Phase::Settling(_) | Phase::Fresh => {}
+            Phase::Settling(_) | Phase::CalledBack | Phase::Fresh => {}
         }
         self.began.get_or_insert(now);
         self.runs += 1;
@@ -132,23 +142,42 @@ impl Timing {
     /// The change was made, or refused.
     pub(crate) fn changed(&mut self, change: Change, now: Instant) {
         self.changing = self.changing.saturating_sub(1);
-        let followed = self.runs < MOST_RUNS
-            && self.began.is_some_and(|began| now.saturating_duration_since(began) < self.follow);
+        let followed = !self.followed_for(now).is_zero();
         match self.phase {
-            Phase::Quiet | Phase::Settling(_) if change == Change::Slots => {
+            Phase::Quiet | Phase::CalledBack | Phase::Settling(_) if change == Change::Slots => {
                 self.phase = if followed { Phase::Settling(0) } else { Phase::Quiet };
             }
             _ => {}
         }
     }
 
+    fn has_runs_left(&self) -> bool {
+        self.runs - self.called_back < MOST_RUNS && self.called_back < MOST_CALLS_BACK
+    }
+
+    /// For how much longer changes are followed.
+    fn followed_for(&self, now: Instant) -> Duration {
+        let since =
+            self.began.filter(|_| self.has_runs_left()).map(|began| now.saturating_duration_since(began));
+        since.map_or(Duration::ZERO, |since| self.follow.saturating_sub(since))
+    }
+
+    /// For how much longer there may be runs; zero where there is none to come.
+    pub(crate) fn needed(&self, now: Instant) -> Duration {
+        /// A VM that is due is so until it enters, whenever that is.
+        const DUE: Duration = Duration::from_secs(60);
+        if self.is_due() { DUE } else { self.followed_for(now) }
+    }
+
     /// The run under way has ended.
     pub(crate) fn ended(&mut self, end: End) {
+        self.called_back += u32::from(end == End::CalledBack);
         self.phase = match end {
+            _ if !self.has_runs_left() => Phase::Quiet,
             End::Done => Phase::Quiet,
             // The change that stopped it says by itself whether another run is worth it.
-            End::Stopped if self.runs < MOST_RUNS => Phase::Settling(0),
-            End::Stopped => Phase::Quiet,
+            End::Stopped => Phase::Settling(0),
+            End::CalledBack => Phase::CalledBack,
         };
     }
 }
@@ -169,6 +198,8 @@ pub(crate) enum End {
     Done,
     /// A change of slots stopped it.
     Stopped,
+    /// It was stopped to give a vCPU back to the VMM.
+    CalledBack,
 }
 
 #[cfg(test)]
@@ -280,5 +311,37 @@ mod tests {
         let mut timing = Timing::never();
         change(&mut timing, Instant::now());
         assert_eq!((timing.is_due(), timing.runs()), (false, 0));
+    }
+
+    #[test]
+    fn a_run_that_gave_a_vcpu_back_goes_on_at_the_next_entry() {
+        let now = Instant::now();
+        let mut timing = Timing::new(FOLLOW);
+        for _ in 0..MOST_CALLS_BACK {
+            assert_eq!(timing.enter(Root::MayBeStale, now), Entry::Map);
+            timing.ended(End::CalledBack);
+        }
+        assert_eq!(
+            timing.enter(Root::Fresh, now),
+            Entry::Pass,
+            "a VMM that calls all the while has its guest run"
+        );
+        let mut timing = Timing::new(FOLLOW);
+        assert_eq!(timing.enter(Root::Fresh, now), Entry::Map);
+        timing.ended(End::CalledBack);
+        change(&mut timing, now);
+        assert_eq!(timing.enter(Root::MayBeStale, now), Entry::Pass, "roots may be stale after a change");
+    }
+
+    #[test]
+    fn a_vm_needs_a_thread_until_its_changes_are_not_followed_any_more() {
+        let now = Instant::now();
+        let mut timing = Timing::new(FOLLOW);
+        assert!(!timing.needed(now).is_zero());
+        timing.enter(Root::Fresh, now);
+        assert!(!timing.needed(now + FOLLOW).is_zero(), "a run is under way");
+        timing.ended(End::Done);
+        assert_eq!((timing.needed(now), timing.needed(now + FOLLOW)), (FOLLOW, Duration::ZERO));
+        assert_eq!(Timing::never().needed(now), Duration::ZERO);
     }
 }

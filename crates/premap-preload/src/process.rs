@@ -7,9 +7,11 @@
 #![expect(unsafe_code, reason = "state that a fork wipes")]
 
 use std::any::Any;
+use std::fs::File;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use premap_exec_settings::{self as settings, Settings};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
@@ -18,8 +20,12 @@ use crate::events::Journal;
 use crate::helper::{Helper, WhenConfined};
 use crate::say::say;
 use crate::seccomp::{self, Look};
+use crate::turn::Turn;
 use crate::vms::Vms;
 use crate::watch;
+
+/// Where the kernel says what lies where in this process.
+const ADDRESS_SPACE: &str = "/proc/self/smaps";
 
 /// Set once the library does nothing any more.
 static ASIDE: AtomicBool = AtomicBool::new(false);
@@ -35,8 +41,8 @@ pub(crate) struct Process {
     /// Does what is quick, also while the other is at work.
     pub(crate) clerk: Helper,
     vms: Mutex<Vms>,
-    /// A run has ended.
-    pub(crate) turned: Condvar,
+    /// Changes of them, to wait on.
+    pub(crate) turn: Turn,
 }
 
 impl Process {
@@ -56,18 +62,78 @@ impl Process {
             settings::Seccomp::StepAside => WhenConfined::Refuse,
             settings::Seccomp::Trust => WhenConfined::Work,
         };
-        if when_confined == WhenConfined::Refuse && Look::new().is_confined() == Some(true) {
-            return Err(confined());
-        }
         // What the library's own panics say, they say in one line.
         std::panic::set_hook(Box::new(|_| {}));
-        let journal = Arc::new(Journal::open(settings.report.as_ref()));
-        let start =
-            || Helper::start(when_confined).map_err(|error| format!("cannot start a thread: {error}"));
-        let (mapper, clerk) = (start()?, start()?);
-        let (vms, turned) = Default::default();
-        Ok(Self { settings: Arc::new(settings), journal, mapper, clerk, vms, turned })
+        let process = Self {
+            journal: Arc::new(Journal::open(settings.report.as_ref())),
+            settings: Arc::new(settings),
+            mapper: Helper::new(when_confined, mapper_needed),
+            clerk: Helper::new(when_confined, clerk_needed),
+            vms: Mutex::default(),
+            turn: Turn::default(),
+        };
+        process.start_threads().inspect_err(|_| process.give_up())?;
+        Ok(process)
     }
+
+    /// Starts the threads that are not there. The calling thread has just opened `/dev/kvm`, or is making a VM.
+    fn start_threads(&self) -> Result<(), String> {
+        let refused = self.settings.seccomp == settings::Seccomp::StepAside;
+        // Without it nothing can be mapped, so that is said first, and by its name.
+        File::open(ADDRESS_SPACE).map_err(|error| {
+            format!("cannot open {ADDRESS_SPACE}, which says what memory is behind the guest: {error}; mount /proc there")
+        })?;
+        match Look::new().is_confined() {
+            Some(true) if refused => return Err(confined()),
+            None if refused => return Err(maybe_confined()),
+            _ => {}
+        }
+        let threads =
+            [Some(&self.clerk), (self.settings.strategy != settings::Strategy::None).then_some(&self.mapper)];
+        for helper in threads.into_iter().flatten() {
+            helper.start().map_err(|error| format!("cannot start a thread: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the threads that were started before one could not be, so that the VMM has them.
+    fn give_up(&self) {
+        /// They have nothing to do.
+        const LIMIT: Duration = Duration::from_secs(1);
+        for helper in [&self.mapper, &self.clerk] {
+            helper.close();
+            helper.wait_for_end(LIMIT);
+        }
+    }
+
+    /// Whether any of the library's threads is there.
+    pub(crate) fn has_threads(&self) -> bool {
+        self.mapper.is_running() || self.clerk.is_running()
+    }
+
+    /// Ends what the library does in this process: its runs, then its threads.
+    fn end(&self) {
+        self.vms().stop_all();
+        self.turn.announce();
+        self.mapper.close();
+        self.clerk.close();
+    }
+}
+
+/// For how much longer there may be runs.
+fn mapper_needed() -> Duration {
+    current().map_or(Duration::ZERO, |process| process.vms().needed(Instant::now()))
+}
+
+/// For how much longer there may be something to tell.
+fn clerk_needed() -> Duration {
+    /// Nothing is missed by asking again too late.
+    const SELDOM: Duration = Duration::from_secs(3_600);
+    current().map_or(Duration::ZERO, |process| {
+        let vms = process.vms();
+        // What a VM counted is read and told at its end.
+        if process.journal.is_open() && !vms.is_empty() { SELDOM } else { vms.needed(Instant::now()) }
+    })
 }
 
 /// Why a confined process is left alone, and the ways out.
@@ -75,8 +141,15 @@ pub(crate) fn confined() -> String {
     format!(
         "this process is confined by seccomp, and its filter might kill it for what mapping takes. If the filter \
          allows {}, say --seccomp trust",
-        seccomp::NEEDED
+        seccomp::needed()
     )
+}
+
+/// Why a process is left alone of which that can't be told.
+pub(crate) fn maybe_confined() -> String {
+    "cannot tell whether this process is confined by seccomp: /proc/thread-self/status can't be read. Mount /proc in its \
+     root, or where it is not confined, say --seccomp trust"
+        .to_owned()
 }
 
 /// The state, if this process has any.
@@ -90,6 +163,7 @@ pub(crate) fn current() -> Option<&'static Process> {
 /// The state, made if there is none. Where that fails, the library steps aside.
 pub(crate) fn begin() -> Option<&'static Process> {
     if let Some(process) = current() {
+        process.start_threads().map_err(|error| step_aside(&error)).ok()?;
         return Some(process);
     }
     let cell = cell().map_err(|errno| step_aside(&format!("no memory: {errno}"))).ok()?;
@@ -126,6 +200,11 @@ fn cell() -> Result<&'static AtomicPtr<Process>, premap_kvm::Errno> {
     unsafe { PAGE.load(Ordering::Acquire).as_ref() }.ok_or(premap_kvm::Errno::NOMEM)
 }
 
+/// Whether the library has threads in this process.
+pub(crate) fn has_threads() -> bool {
+    current().is_some_and(Process::has_threads)
+}
+
 /// Whether the library does nothing any more.
 pub(crate) fn stepped_aside() -> bool {
     ASIDE.load(Ordering::Relaxed)
@@ -137,7 +216,7 @@ pub(crate) fn step_aside(why: &str) {
         say(&format!("the VM runs without pre-mapping: {why}"));
     }
     if let Some(process) = current() {
-        process.turned.notify_all();
+        process.end();
     }
 }
 

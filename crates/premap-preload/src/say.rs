@@ -1,11 +1,40 @@
 //! One line on stderr, in one write, so that lines of several threads stay whole.
+//!
+//! A thread of the VMM's may run under a filter that kills it for a `write`, so the library's own thread writes. Where
+//! there is none, nothing is said, with one exception: what keeps the library from beginning is said by the thread that
+//! has just opened `/dev/kvm`, is about to make a VM, and has not yet confined itself for running one.
 
 use std::io::Write;
 
+use crate::{helper, process};
+
 /// Says something that failed, or what was done where the user asked to hear it.
 pub(crate) fn say(text: &str) {
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = format!("premap exec: {text}\n");
+    let line = line(text);
+    match process::current() {
+        Some(process) if !helper::is_own_thread() => {
+            // Where the thread has ended there is nobody to say it.
+            let _ = process.clerk.hand(move |_| write(&line));
+        }
+        _ => write(&line),
+    }
+}
+
+fn line(text: &str) -> String {
+    format!("premap exec: {}\n", text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+fn write(line: &str) {
     // Where stderr is closed there is nobody to tell.
     let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_one_line() {
+        assert_eq!(line("a\n  b\tc"), "premap exec: a b c\n");
+    }
 }

@@ -5,11 +5,15 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use premap::{Budget, Engine, Plan, Region, Report, Stage, Stages, Stop};
-use premap_exec_settings::{Settings, Strategy, Voice};
+use premap::{Budget, Engine, HostMemory, Plan, Region, Report, Stage, Stages, Stop};
+use premap_address_space::Area;
+use premap_exec_settings::{HotplugPools, Settings, Strategy, Voice};
 use premap_kvm::linux;
 
+use crate::account::{Account, Memory};
+use crate::boot::{self, GuestMemory};
 use crate::events::{Event, Journal};
+use crate::given::{self, Backed, HandOver};
 use crate::kvm::{self, Counters, Role};
 use crate::memory::{self, Left, Slot};
 use crate::say::say;
@@ -22,7 +26,9 @@ pub(crate) struct Task {
     pub(crate) vm: u32,
     pub(crate) run: u32,
     pub(crate) fd: RawFd,
+    /// The vCPUs that are lent.
     pub(crate) vcpus: Vec<RawFd>,
+    pub(crate) all_vcpus: Vec<RawFd>,
     pub(crate) counters: Vec<Arc<Counters>>,
     pub(crate) slots: Vec<Slot>,
     /// What earlier runs mapped.
@@ -30,9 +36,15 @@ pub(crate) struct Task {
     pub(crate) stop: Stop,
 }
 
-/// What runs have mapped so far.
+/// What runs have mapped so far, and know of the VM.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Mapped {
+    /// What all of them did.
+    pub(crate) account: Account,
+    /// Where in this process memory lies that the guest may be given later; decided at the first entry.
+    pools: Option<Vec<Range<u64>>>,
+    /// Whether a shortfall was complained of.
+    complained: bool,
     /// Where in this process the memory lies, in ascending order.
     populated: Vec<Range<u64>>,
     /// Whether the guest's addresses were mapped too. Otherwise a change of slots costs nothing that was mapped.
@@ -56,20 +68,53 @@ impl Task {
     /// Why nothing could be mapped.
     pub(crate) fn perform(self) -> Result<Mapped, String> {
         let areas = premap_address_space::areas()
-            .map_err(|error| format!("cannot read the address space: {error}"))?;
-        let found = memory::find(self.slots.iter().copied(), &areas);
-        let regions = memory::narrow(found.regions, |range| self.before.missing(range))
-            .map_err(|errno| format!("cannot tell what memory is present: {errno}"))?;
+            .map_err(|error| format!("cannot read the address space, /proc/self/smaps: {error}"))?;
+        let mut known = self.before.clone();
+        let pools = known.pools.get_or_insert_with(|| self.pools(&areas));
+        let found = memory::find(self.slots.iter().copied(), &areas, pools);
+        let regions = memory::narrow(found.regions, |range| known.missing(range))
+            .map_err(|errno| format!("cannot tell what memory is present, by /proc/self/pagemap: {errno}"))?;
         if regions.is_empty() && self.run > 1 {
-            return Ok(self.before);
+            return Ok(known);
         }
         let faults = self.counters.iter().map(|counters| Count::read(counters)).reduce(Count::plus);
         let host: Vec<_> = regions.iter().map(host_range).collect();
         let report = self.run(regions)?;
         self.tell(&found.left, faults.unwrap_or_default().faults, &report);
-        let second = report.second.mapped > 0;
+        known.account = known.account.plus(&report);
+        // What was asked for once is complained of once.
+        if let Some(shortfall) = shortfall(&report).filter(|_| !known.complained) {
+            say(&format!("VM {}: {shortfall}", self.vm));
+            known.complained = true;
+        }
         // What a stopped run did not get to is as new to the next one.
-        Ok(if self.stop.is_stopped() { self.before } else { self.before.and(host, second) })
+        let second = report.second.mapped > 0;
+        Ok(if self.stop.is_stopped() { known } else { known.and(host, second) })
+    }
+
+    /// Where memory lies that the guest may be given later.
+    fn pools(&self, areas: &[Area]) -> Vec<Range<u64>> {
+        if self.settings.hotplug_pools == HotplugPools::Map || !cfg!(target_arch = "x86_64") {
+            return Vec::new();
+        }
+        let backed = self.slots.iter().map(|slot| Backed::of(*slot, areas)).collect();
+        let pools = given::pools(backed, &self.hand_over(areas));
+        let bytes: u64 = pools.iter().map(|slot| slot.bytes).sum();
+        if bytes > 0 {
+            say(&format!(
+                "VM {}: {} MiB that the guest may be given later (virtio-mem, DIMMs) are left; --hotplug-pools map maps \
+                 them too",
+                self.vm,
+                bytes >> 20
+            ));
+        }
+        pools.iter().map(Slot::host_range).collect()
+    }
+
+    fn hand_over(&self, areas: &[Area]) -> HandOver {
+        let read = |fd: &RawFd| kvm::Registers::read(kvm::duplicate(*fd, Role::Vcpu).ok()?).ok();
+        let registers: Vec<_> = self.vcpus.iter().filter_map(read).collect();
+        boot::hand_over(&registers, &GuestMemory { slots: &self.slots, areas })
     }
 
     fn run(&self, regions: Vec<Region>) -> Result<Report, String> {
@@ -93,11 +138,21 @@ impl Task {
         let deadline =
             self.settings.deadline_ns.and_then(|ns| Instant::now().checked_add(Duration::from_nanos(ns)));
         let mut engine = Engine::new().vm(&vm).stages(stages).stop(&self.stop);
-        engine = engine.budget(Budget { bytes: None, deadline });
+        engine = engine.budget(Budget { deadline, host_memory: self.host_memory(), ..Budget::default() });
         if let Some(threads) = self.settings.host_threads {
             engine = engine.host_threads(threads);
         }
         engine.run(&plan, &mut vcpus).map_err(|error| error.to_string())
+    }
+
+    /// A guest that does not fit as a whole gets nothing ahead but what the user allows: which part of it the guest needs
+    /// can't be told from outside, and what is taken for the rest may be what kills the VMM.
+    fn host_memory(&self) -> HostMemory {
+        match self.settings.limit {
+            None => HostMemory::Whole,
+            // What earlier runs took is taken.
+            Some(limit) => HostMemory::UpTo(limit.saturating_sub(self.before.bytes())),
+        }
     }
 
     fn tell(&self, left: &[Left], faults: Option<u64>, report: &Report) {
@@ -107,6 +162,7 @@ impl Task {
             run: *run,
             vcpus: self.vcpus.len(),
             faults,
+            memory: Memory::of(slots, left, report.asked),
             slots,
             left,
             report,
@@ -121,35 +177,52 @@ impl Task {
                 report.wall_ns / 1_000_000
             ));
         }
-        // What was asked for once is complained of once.
-        if let Some(shortfall) = shortfall(report).filter(|_| *run == 1) {
-            say(&format!("VM {vm}: {shortfall}"));
-        }
     }
 }
 
 /// What a user should know who asked for everything to be mapped.
 fn shortfall(report: &Report) -> Option<String> {
-    if let Some(why) = report.second.unsupported {
-        return Some(format!("the guest's addresses are not mapped ahead, only the host's pages: {why}"));
-    }
-    let failed = report.host.failed + report.second.failed;
-    let why = report.unmapped.iter().find(|lost| lost.reason.fate() == premap::Fate::Failed)?;
-    let stage = match why.stage {
-        Stage::Host => "host",
-        Stage::Second => "second",
+    let unsupported = report
+        .second
+        .unsupported
+        .map(|why| format!("the guest's addresses are not mapped ahead, only the host's pages: {why}"));
+    let short = report.limit.as_ref().map(|limit| {
+        let left = report.host.abandoned.max(report.second.abandoned) >> 20;
+        format!(
+            "{left} MiB of the guest are left to its faults, since it does not fit into {limit}; raise that, or say by \
+             --limit SIZE how much may be taken all the same"
+        )
+    });
+    let failed = [Stage::Host, Stage::Second].map(|stage| failed(report, stage));
+    let parts: Vec<_> = unsupported.into_iter().chain(short).chain(failed.into_iter().flatten()).collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// How much a stage failed to map, and the first cause.
+fn failed(report: &Report, stage: Stage) -> Option<String> {
+    let (account, name) = match stage {
+        Stage::Host => (&report.host, "host"),
+        Stage::Second => (&report.second, "second"),
     };
+    let lost = |lost: &&premap::Unmapped| lost.stage == stage && lost.reason.fate() == premap::Fate::Failed;
+    let first = report.unmapped.iter().find(lost)?;
     Some(format!(
-        "{failed} bytes could not be mapped; the first at gpa {}, {stage} stage: {}",
-        why.range, why.reason
+        "{} bytes could not be mapped at the {name} stage; the first at gpa {}: {}",
+        account.failed,
+        first.range,
+        report.explain(first)
     ))
 }
 
 impl Mapped {
+    fn bytes(&self) -> u64 {
+        self.populated.iter().map(|range| range.end - range.start).sum()
+    }
+
     /// What was mapped, with what another run has mapped.
     fn and(mut self, host: Vec<Range<u64>>, second: bool) -> Self {
         self.populated.extend(host);
-        Self { populated: merged(self.populated), second }
+        Self { populated: merged(self.populated), second, ..self }
     }
 
     /// The parts of a host range that another run has to map: of memory that was mapped before, what is present still,
@@ -205,10 +278,10 @@ mod tests {
     fn new_memory_is_taken_whole_and_known_memory_only_for_the_second_stage() {
         let one = |range: Range<u64>| std::iter::once(range).collect::<Vec<_>>();
         assert_eq!(Mapped::default().missing(0x1000..0x5000).unwrap(), one(0x1000..0x5000));
-        let host_only = Mapped { populated: one(0x2000..0x3000), second: false };
+        let host_only = Mapped { populated: one(0x2000..0x3000), ..Mapped::default() };
         assert_eq!(host_only.missing(0x1000..0x5000).unwrap(), [0x1000..0x2000, 0x3000..0x5000]);
         // Known memory that is not present any more is not made present again.
-        let both = Mapped { populated: one(0x2000..0x3000), second: true };
+        let both = Mapped { populated: one(0x2000..0x3000), second: true, ..Mapped::default() };
         match both.missing(0x1000..0x5000) {
             Ok(parts) => assert_eq!(parts, [0x1000..0x2000, 0x3000..0x5000]),
             Err(errno) => eprintln!("skipped: this kernel has no PAGEMAP_SCAN: {errno}"),
@@ -227,5 +300,17 @@ mod tests {
         assert_eq!(shortfall(&report), None);
         report.second.unsupported = Some(premap::Unsupported::NotInKernel);
         assert!(shortfall(&report).unwrap().contains("6.11"));
+        // What is missing at one stage does not hide what failed at the other.
+        report.host.failed = 8192;
+        let range = premap::GpaRange::new(premap::Gpa::new(4096), 8192);
+        let reason = premap::Reason::Errno(premap_kvm::Errno::NOMEM);
+        report.unmapped.push(premap::Unmapped { stage: Stage::Host, range, reason });
+        let told = shortfall(&report).unwrap();
+        for part in ["6.11", "8192 bytes", "host stage", "0x1000"] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        let report = Report { limit: Some("the limit of a cgroup".to_owned()), ..Report::default() };
+        let told = shortfall(&report).unwrap();
+        assert!(told.contains("the limit of a cgroup") && told.contains("--limit SIZE"), "{told}");
     }
 }

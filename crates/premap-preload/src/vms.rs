@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use premap::Stop;
 
 use crate::kvm::{Counters, Role};
 use crate::memory::Slot;
-use crate::phase::{Entry, Root, Timing};
+use crate::phase::{End, Entry, Root, Timing};
+use crate::run_page::RunPage;
 use crate::task::Mapped;
 
 /// The VMs that are there.
@@ -31,6 +32,8 @@ pub(crate) struct Vm {
     pub(crate) timing: Timing,
     /// Ends the run under way.
     pub(crate) stop: Stop,
+    /// Whether a vCPU was called back from it.
+    called_back: bool,
     /// What runs have mapped.
     pub(crate) mapped: Mapped,
     /// Counted by vCPUs that are closed by now.
@@ -48,6 +51,8 @@ pub(crate) struct Vcpu {
     pub(crate) root: Root,
     /// Open where somebody wants to know.
     pub(crate) counters: Option<Arc<Counters>>,
+    /// While a run is under way.
+    pub(crate) page: Option<Arc<RunPage>>,
 }
 
 /// What vCPUs counted.
@@ -85,6 +90,7 @@ impl Vms {
             slots: BTreeMap::new(),
             timing,
             stop: Stop::new(),
+            called_back: false,
             mapped: Mapped::default(),
             count: Count::default(),
             vcpus_made: 0,
@@ -96,13 +102,31 @@ impl Vms {
         self.forget(fd);
         if let Some(vm) = self.numbered(vm) {
             vm.vcpus_made += 1;
-            vm.vcpus.push(Vcpu { fds: vec![fd], entered: false, root: Root::Fresh, counters });
+            vm.vcpus.push(Vcpu { fds: vec![fd], entered: false, root: Root::Fresh, counters, page: None });
         }
     }
 
     /// Whether any VM's entries must be asked about.
     pub(crate) fn is_due(&self) -> bool {
         self.list.iter().any(|vm| vm.timing.is_due())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// For how much longer a VM may have runs; zero where none may.
+    pub(crate) fn needed(&self, now: Instant) -> Duration {
+        self.list.iter().map(|vm| vm.timing.needed(now)).max().unwrap_or_default()
+    }
+
+    /// Stops every run under way.
+    pub(crate) fn stop_all(&self) {
+        self.list.iter().for_each(|vm| vm.stop.stop());
+    }
+
+    pub(crate) fn numbers(&self) -> Vec<u32> {
+        self.list.iter().map(|vm| vm.number).collect()
     }
 
     pub(crate) fn numbered(&mut self, number: u32) -> Option<&mut Vm> {
@@ -180,13 +204,44 @@ impl Vm {
         entry
     }
 
-    /// The vCPUs that a run can have: the one about to enter and, at the first run, all that never entered. Later the
-    /// others may be in the guest, where a call on them would wait.
+    /// The vCPUs that a run can have: the one about to enter, and all that never entered, unless their root may be stale.
+    /// The others may be in the guest, where a call on them would wait.
     pub(crate) fn lend(&self, entering: RawFd) -> Vec<RawFd> {
         let first_run = self.timing.runs() <= 1;
-        let others =
-            self.vcpus.iter().filter(|vcpu| first_run && !vcpu.entered && !vcpu.fds.contains(&entering));
+        let others = self.vcpus.iter().filter(|vcpu| !vcpu.entered && !vcpu.fds.contains(&entering));
+        // Before the first run nothing has made a root that could be stale.
+        let others = others.filter(|vcpu| first_run || vcpu.root == Root::Fresh);
         std::iter::once(entering).chain(others.filter_map(|vcpu| vcpu.fds.first().copied())).collect()
+    }
+
+    /// Notes that a run begins.
+    pub(crate) fn begin_run(&mut self) {
+        (self.stop, self.called_back) = (Stop::new(), false);
+        if self.timing.runs() <= 1 {
+            // Whatever came before it, no vCPU has a root yet.
+            self.vcpus.iter_mut().for_each(|vcpu| vcpu.root = Root::Fresh);
+        }
+    }
+
+    /// Ends the run under way, since the VMM wants a vCPU back that waits for it.
+    pub(crate) fn call_back(&mut self) {
+        self.called_back = true;
+        self.stop.stop();
+    }
+
+    /// Notes that the run has ended.
+    pub(crate) fn end_run(&mut self) {
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.page = None);
+        self.timing.ended(match (self.stop.is_stopped(), self.called_back) {
+            (false, _) => End::Done,
+            (true, true) => End::CalledBack,
+            (true, false) => End::Stopped,
+        });
+    }
+
+    /// The page that a vCPU shares with the VMM, while a run is under way.
+    pub(crate) fn page(&self, fd: RawFd) -> Option<&Arc<RunPage>> {
+        self.vcpus.iter().find(|vcpu| vcpu.fds.contains(&fd))?.page.as_ref()
     }
 
     /// Takes note of a slot that the kernel has accepted. Gives whether mappings may have gone or come.
@@ -251,6 +306,27 @@ mod tests {
         assert_eq!(vm.lend(11), [11, 12, 13]);
         assert_eq!(vm.enter(12, Instant::now()), Entry::Pass);
         assert_eq!(vm.lend(11), [11, 13]);
+    }
+
+    #[test]
+    fn vcpus_that_never_entered_are_lent_again_unless_their_root_may_be_stale() {
+        let mut vms = Vms::default();
+        vms.add(10, Timing::new(Duration::from_secs(60)));
+        vms.add_vcpu(1, 11, None);
+        vms.add_vcpu(1, 12, None);
+        let (vm, now) = (vms.numbered(1).unwrap(), Instant::now());
+        let slot = Slot { slot: 0, flags: 0, gpa: 0, bytes: 4096, host: 8192 };
+        vm.set(slot);
+        for _ in 0..2 {
+            assert_eq!(vm.enter(11, now), Entry::Map);
+            vm.begin_run();
+            assert_eq!(vm.lend(11), [11, 12]);
+            vm.call_back();
+            vm.end_run();
+        }
+        assert_eq!(vm.enter(11, now), Entry::Map);
+        vm.set(Slot { slot: 1, ..slot });
+        assert_eq!(vm.lend(11), [11]);
     }
 
     #[test]

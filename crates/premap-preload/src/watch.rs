@@ -9,30 +9,31 @@ use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use premap::Stop;
 use premap_exec_settings::Strategy;
 use premap_kvm::abi::kvm_userspace_memory_region;
 
 use crate::descriptors;
+use crate::entry::{self, GoesOn};
 use crate::events::Event;
-use crate::helper::Undone;
 use crate::kvm::{self, Counters, Role};
 use crate::memory::Slot;
-use crate::phase::{Change, End, Entry, Timing};
+use crate::phase::{Change, Timing};
 use crate::process::{self, Process};
 use crate::request::Request;
+use crate::run_page::RunPage;
 use crate::say::say;
-use crate::task::Task;
 use crate::vms::{Count, Vm, Vms};
 
 /// Whether any VM's entries must be asked about. `KVM_RUN` looks at nothing else.
 static DUE: AtomicBool = AtomicBool::new(false);
 
 /// How long something that is only told may hold the VMM up.
-const TELLING_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const TELLING_LIMIT: Duration = Duration::from_secs(2);
+/// How long the process's exit waits for the run under way to end and be told: it was stopped.
+const LAST_RUN_LIMIT: Duration = Duration::from_millis(100);
 /// How long a thread waits before it looks again whether the library has stepped aside.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -41,12 +42,16 @@ thread_local! {
 }
 
 /// What `before` has to tell `after`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) enum Before {
     #[default]
     Nothing,
     /// A slot of the VM of this number is about to change.
     Changing(u32),
+    /// A userfaultfd handler is about to take memory over, which may be any of these VMs'.
+    Registering(Vec<u32>),
+    /// A vCPU was called back while it waited to enter: the call says EINTR, by the kernel where its page is at hand.
+    CalledBack(Option<Arc<RunPage>>),
 }
 
 /// Whether an entry to the guest must be asked about.
@@ -63,14 +68,16 @@ pub(crate) fn before(request: Request, fd: RawFd) -> Before {
         }
         Request::CreateVcpu => Before::Nothing,
         Request::SetRegion => process::current().map_or(Before::Nothing, |process| changing(process, fd)),
-        Request::Run => {
-            match process::current() {
-                Some(process) => entering(process, fd),
+        Request::RegisterUserfault => process::current().map_or(Before::Nothing, registering),
+        Request::Run => match process::current().map(|process| entry::entering(process, fd)) {
+            Some(GoesOn::CalledBack(page)) => Before::CalledBack(page),
+            Some(GoesOn::Enters) => Before::Nothing,
+            None => {
                 // A child: what was due was its parent's.
-                None => DUE.store(false, Ordering::Relaxed),
+                DUE.store(false, Ordering::Relaxed);
+                Before::Nothing
             }
-            Before::Nothing
-        }
+        },
     })
 }
 
@@ -81,6 +88,11 @@ pub(crate) fn after(before: Before, request: Request, fd: RawFd, value: c_int, a
         match request {
             Request::CreateVm if value >= 0 => created_vm(process, value, argument.addr()),
             Request::CreateVcpu if value >= 0 => created_vcpu(process, fd, value),
+            Request::RegisterUserfault => {
+                if let Before::Registering(numbers) = before {
+                    registered(process, &numbers);
+                }
+            }
             Request::SetRegion => {
                 if let Before::Changing(vm) = before {
                     // SAFETY: the kernel has read a struct that begins with these fields from there, just now.
@@ -94,46 +106,47 @@ pub(crate) fn after(before: Before, request: Request, fd: RawFd, value: c_int, a
     });
 }
 
-/// Does what comes before a watched descriptor is closed.
-pub(crate) fn closing(fd: RawFd) {
-    descriptors::forget(fd);
+/// Gives the library's threads up, since the VMM could not start one of its own. What they do ends soon.
+pub(crate) fn give_threads_up() {
     once(|| {
-        let Some(process) = process::current() else { return };
-        let mut vms = process.vms();
-        for role in [Role::Vm, Role::Vcpu] {
-            if let Some(vm) = vms.of(fd, role) {
-                vm.stop.stop();
-            }
-        }
-        if let Some((number, vcpu)) = vms.forget(fd) {
-            drop(vms);
-            let count = vcpu.counters.and_then(|counters| {
-                process.clerk.ask(Some(TELLING_LIMIT), move || Count::read(&counters)).ok()
-            });
-            vms = process.vms();
-            if let Some(vm) = vms.numbered(number) {
-                vm.count = vm.count.plus(count.unwrap_or_default());
-            }
-        }
-        let closed = vms.take_closed();
-        settle(process, vms);
-        tell_ended(process, closed);
+        process::step_aside("this process may have no more threads, and the VMM needs those that premap had");
     });
+}
+
+/// Whether there are no more threads to be had. A `KVM_RUN` that says EAGAIN may mean that: at a VM's first one the kernel
+/// starts a thread for it. It mostly means something else.
+pub(crate) fn is_short_of_threads() -> bool {
+    once(|| {
+        let start = || std::thread::Builder::new().spawn(|| ()).is_err();
+        process::current().is_some_and(|process| process.clerk.ask(TELLING_LIMIT, start) == Ok(true))
+    })
+}
+
+/// Whether the calling thread is at work for the library, inside a call of the VMM's.
+pub(crate) fn is_inside() -> bool {
+    INSIDE.get()
 }
 
 /// Does what comes at the process's exit.
 pub(crate) fn exiting() {
     once(|| {
-        let Some(process) = process::current().filter(|_| !process::stepped_aside()) else { return };
-        let mut vms = process.vms();
-        let all = vms.take_all();
-        all.iter().for_each(|vm| vm.stop.stop());
-        settle(process, vms);
-        tell_ended(process, all);
+        let Some(process) = process::current() else { return };
+        if !process::stepped_aside() {
+            process.vms().stop_all();
+            process.mapper.close();
+            process.mapper.wait_for_end(LAST_RUN_LIMIT);
+            let mut vms = process.vms();
+            let all = vms.take_all();
+            settle(process, vms);
+            tell_ended(process, all);
+        }
+        // What was said is on its way.
+        process.clerk.close();
+        process.clerk.wait_for_end(TELLING_LIMIT);
     });
 }
 
-fn once<T: Default>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn once<T: Default>(work: impl FnOnce() -> T) -> T {
     struct Leave;
     impl Drop for Leave {
         fn drop(&mut self) {
@@ -148,6 +161,14 @@ fn once<T: Default>(work: impl FnOnce() -> T) -> T {
 }
 
 fn created_vm(process: &Process, fd: RawFd, machine_type: usize) {
+    // A child that shares this memory, but not the descriptors, may have made it for itself. Then this process has no VM of
+    // that number, or another one; only in the second case, which is rare, is a system call risked here.
+    let here =
+        process.clerk.ask(TELLING_LIMIT, move || (kvm::duplicate(fd, Role::Vm).is_ok(), std::process::id()));
+    let is_known = process.vms().of(fd, Role::Vm).is_some();
+    if here.is_ok_and(|(is_open, id)| !is_open || is_known && id != std::process::id()) {
+        return;
+    }
     // On x86 a VM of another type than the default has memory that its launch maps; it is only looked at. Elsewhere the
     // type has the width of guest addresses.
     let by_launch = cfg!(target_arch = "x86_64") && machine_type != 0;
@@ -164,7 +185,7 @@ fn created_vm(process: &Process, fd: RawFd, machine_type: usize) {
 
 fn created_vcpu(process: &Process, vm_fd: RawFd, fd: RawFd) {
     let counters = process.journal.is_open().then(|| {
-        let opened = process.clerk.ask(Some(TELLING_LIMIT), move || {
+        let opened = process.clerk.ask(TELLING_LIMIT, move || {
             kvm::duplicate(fd, Role::Vcpu).and_then(Counters::open).ok().map(Arc::new)
         });
         opened.ok().flatten()
@@ -178,17 +199,53 @@ fn created_vcpu(process: &Process, vm_fd: RawFd, fd: RawFd) {
 
 fn changing(process: &Process, fd: RawFd) -> Before {
     let mut vms = find(process, fd, Role::Vm);
-    while let Some(vm) = vms.of(fd, Role::Vm) {
-        if !vm.timing.is_mapping() || process::stepped_aside() {
+    let Some(vm) = vms.of(fd, Role::Vm) else { return Before::Nothing };
+    let number = vm.number;
+    vm.timing.changing();
+    wait_for_end(process, vms, number);
+    Before::Changing(number)
+}
+
+/// No run may be under way while a handler takes memory over: populating such memory does not end until the handler gives
+/// it. The next run sees whose it is.
+fn registering(process: &Process) -> Before {
+    let mut vms = process.vms();
+    let numbers = vms.numbers();
+    for number in &numbers {
+        if let Some(vm) = vms.numbered(*number) {
             vm.timing.changing();
-            return Before::Changing(vm.number);
         }
-        // The kernel would keep the change waiting until the call under way has ended, and before 6.18 that call
-        // might not end.
-        vm.stop.stop();
-        vms = wait(process, vms);
     }
-    Before::Nothing
+    drop(vms);
+    numbers.iter().for_each(|number| wait_for_end(process, process.vms(), *number));
+    Before::Registering(numbers)
+}
+
+fn registered(process: &Process, numbers: &[u32]) {
+    let mut vms = process.vms();
+    for number in numbers {
+        if let Some(vm) = vms.numbered(*number) {
+            vm.timing.changed(Change::Nothing, Instant::now());
+        }
+    }
+    settle(process, vms);
+}
+
+/// Stops a VM's run, if one is under way, and waits until it has ended.
+///
+/// The kernel would keep a change of slots waiting until the call under way has ended, and before 6.18 that call might
+/// not end.
+fn wait_for_end<'a>(process: &'a Process, mut vms: MutexGuard<'a, Vms>, number: u32) {
+    loop {
+        let seen = process.turn.count();
+        match vms.numbered(number) {
+            Some(vm) if vm.timing.is_mapping() && !process::stepped_aside() => vm.stop.stop(),
+            _ => return,
+        }
+        drop(vms);
+        process.turn.wait(seen, LOOK_AGAIN);
+        vms = process.vms();
+    }
 }
 
 fn changed(process: &Process, number: u32, region: Option<kvm_userspace_memory_region>) {
@@ -208,68 +265,15 @@ fn changed(process: &Process, number: u32, region: Option<kvm_userspace_memory_r
     settle(process, vms);
 }
 
-fn entering(process: &Process, fd: RawFd) {
-    let mut vms = find(process, fd, Role::Vcpu);
-    while let Some(vm) = vms.of(fd, Role::Vcpu) {
-        match vm.enter(fd, Instant::now()) {
-            Entry::Wait if !process::stepped_aside() => vms = wait(process, vms),
-            Entry::Wait | Entry::Pass => break,
-            Entry::Map => {
-                let (number, task) = (vm.number, task(process, vm, fd));
-                drop(vms);
-                map(process, number, task);
-                vms = process.vms();
-            }
-        }
-    }
-}
-
-fn task(process: &Process, vm: &mut Vm, entering: RawFd) -> Option<Task> {
-    vm.stop = Stop::new();
-    Some(Task {
-        settings: Arc::clone(&process.settings),
-        journal: Arc::clone(&process.journal),
-        vm: vm.number,
-        run: vm.timing.runs(),
-        fd: vm.fds.first().copied()?,
-        vcpus: vm.lend(entering),
-        counters: vm.vcpus.iter().filter_map(|vcpu| vcpu.counters.clone()).collect(),
-        slots: vm.slots.values().copied().collect(),
-        before: vm.mapped.clone(),
-        stop: vm.stop.clone(),
-    })
-}
-
-/// Has a VM mapped, and whatever comes of it, lets its vCPUs go on.
-fn map(process: &Process, number: u32, task: Option<Task>) {
-    let done = task.map(|task| process.mapper.ask(None, move || task.perform()));
-    let mut vms = process.vms();
-    if let Some(vm) = vms.numbered(number) {
-        vm.timing.ended(if vm.stop.is_stopped() { End::Stopped } else { End::Done });
-        if let Some(Ok(Ok(mapped))) = &done {
-            vm.mapped = mapped.clone();
-        }
-    }
-    settle(process, vms);
-    match done {
-        Some(Ok(Err(error))) => say(&format!("VM {number} is not mapped: {error}")),
-        Some(Err(Undone::Confined)) => process::step_aside(&process::confined()),
-        Some(Err(Undone::Panicked(text))) => {
-            process::step_aside(&format!("an error of premap's own: {text}"))
-        }
-        Some(Ok(Ok(_)) | Err(Undone::Late)) | None => {}
-    }
-}
-
 /// The VMs, with `fd` among their descriptors if it is a duplicate of one that is known.
-fn find(process: &Process, fd: RawFd, role: Role) -> MutexGuard<'_, Vms> {
+pub(crate) fn find(process: &Process, fd: RawFd, role: Role) -> MutexGuard<'_, Vms> {
     let mut vms = process.vms();
     let candidates = vms.fds(role);
     if vms.of(fd, role).is_some() || candidates.is_empty() {
         return vms;
     }
     drop(vms);
-    let same = process.clerk.ask(Some(TELLING_LIMIT), move || {
+    let same = process.clerk.ask(TELLING_LIMIT, move || {
         kvm::duplicate(fd, role).ok()?;
         kvm::same_file(fd, &candidates)
     });
@@ -281,24 +285,19 @@ fn find(process: &Process, fd: RawFd, role: Role) -> MutexGuard<'_, Vms> {
     vms
 }
 
-/// Waits until a run has ended, or a little.
-fn wait<'a>(process: &'a Process, vms: MutexGuard<'a, Vms>) -> MutexGuard<'a, Vms> {
-    process.turned.wait_timeout(vms, LOOK_AGAIN).unwrap_or_else(PoisonError::into_inner).0
-}
-
 /// Publishes what is due after a change, and wakes who waits.
-fn settle(process: &Process, vms: MutexGuard<'_, Vms>) {
+pub(crate) fn settle(process: &Process, vms: MutexGuard<'_, Vms>) {
     DUE.store(vms.is_due(), Ordering::Relaxed);
     drop(vms);
-    process.turned.notify_all();
+    process.turn.announce();
 }
 
-fn tell_ended(process: &Process, ended: Vec<Vm>) {
+pub(crate) fn tell_ended(process: &Process, ended: Vec<Vm>) {
     if ended.is_empty() || !process.journal.is_open() {
         return;
     }
     let journal = Arc::clone(&process.journal);
-    let told = process.clerk.ask(Some(TELLING_LIMIT), move || {
+    let told = process.clerk.ask(TELLING_LIMIT, move || {
         for vm in &ended {
             let open = vm.vcpus.iter().filter_map(|vcpu| vcpu.counters.as_deref()).map(Count::read);
             let count = open.fold(vm.count, Count::plus);
@@ -306,6 +305,7 @@ fn tell_ended(process: &Process, ended: Vec<Vm>) {
                 vm: vm.number,
                 runs: vm.timing.runs(),
                 vcpus: vm.vcpus_made,
+                account: vm.mapped.account,
                 faults: count.faults,
                 exits: count.exits,
             });

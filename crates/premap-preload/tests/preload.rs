@@ -8,7 +8,7 @@ mod vmm;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use premap_exec_settings::{LIBRARY, Report, Seccomp, Settings, Strategy, VARIABLE};
+use premap_exec_settings::{HotplugPools, LIBRARY, Report, Seccomp, Settings, Strategy, VARIABLE};
 use serde_json::Value;
 
 /// The library, built with this test.
@@ -146,17 +146,77 @@ fn slots_that_change_all_the_while_neither_wait_for_a_run_nor_break_it() {
     let done = run_vmm("churn", &Settings::default());
     let mapped = events(&done, "mapped");
     assert!((1..=16).contains(&mapped.len()), "{:?}", done.events);
-    for (event, number) in mapped.iter().zip(1..) {
+    for (event, number) in mapped.iter().zip(1_u32..) {
         let report = &event["report"];
-        assert_eq!(event["run"], number);
+        assert_eq!((&event["run"], &event["version"]), (&number.into(), &1.into()));
+        let memory = ["slots", "left", "known", "asked"].map(|part| event["memory"][part].as_u64().unwrap());
+        assert_eq!(memory[0], memory[1..].iter().sum::<u64>(), "{event}");
+        assert_eq!(memory[3], report["asked"].as_u64().unwrap(), "{event}");
         let host =
             ["mapped", "skipped", "failed", "abandoned"].map(|fate| report["host"][fate].as_u64().unwrap());
         assert_eq!(host.iter().sum::<u64>(), report["asked"].as_u64().unwrap(), "{event}");
         assert_eq!(host[2], 0, "{event}");
     }
+    let ended = events(&done, "ended")[0];
+    let sum = |event: &Value, path: &str| event.pointer(path).unwrap().as_u64().unwrap();
+    let asked: u64 = mapped.iter().map(|event| sum(event, "/report/asked")).sum();
+    assert_eq!(sum(ended, "/asked"), asked);
+    for stage in ["host", "second"] {
+        let fates = ["mapped", "skipped", "failed", "abandoned"];
+        let all: u64 = fates.iter().map(|fate| sum(ended, &format!("/{stage}/{fate}"))).sum();
+        assert_eq!(all, asked, "{ended}");
+    }
     let last = &mapped.last().unwrap()["report"];
     let mapped: u64 = mapped.iter().map(|event| event["report"]["host"]["mapped"].as_u64().unwrap()).sum();
     assert!(mapped >= vmm::MUCH, "what one run did not get to, another did: {last}");
+}
+
+#[test]
+fn memory_that_the_guest_may_be_given_later_is_left_and_told_unless_its_user_wants_it_mapped() {
+    if !kvm() {
+        return;
+    }
+    for what in ["pool", "pool-untold"] {
+        let present = |done: &Done| -> u64 {
+            done.stdout.lines().find_map(|line| line.strip_prefix("present: ")).unwrap().parse().unwrap()
+        };
+        let done = run_vmm(what, &Settings::default());
+        let mapped = events(&done, "mapped")[0].clone();
+        assert_eq!(mapped["left"].as_array().unwrap().len(), 1, "{mapped}");
+        let left = &mapped["left"][0];
+        assert_eq!(
+            (&left["gpa"], &left["bytes"], &left["why"]),
+            (&(8_u64 << 30).into(), &vmm::MUCH.into(), &"maybe_hotplug".into())
+        );
+        let memory = &mapped["memory"];
+        assert_eq!((&memory["left"], &memory["asked"]), (&vmm::MUCH.into(), &(2 * vmm::BYTES).into()));
+        assert!(
+            done.stderr.contains("256 MiB") && done.stderr.contains("--hotplug-pools map"),
+            "{}",
+            done.stderr
+        );
+        assert!(present(&done) < vmm::MUCH, "{}", done.stdout);
+        let all = Settings { hotplug_pools: HotplugPools::Map, ..Settings::default() };
+        let done = run_vmm(what, &all);
+        assert_eq!(events(&done, "mapped")[0]["left"].as_array().unwrap().len(), 0);
+        assert!(present(&done) > vmm::MUCH, "{}", done.stdout);
+    }
+}
+
+#[test]
+fn a_vcpu_that_is_called_back_while_it_waits_says_eintr_and_the_run_goes_on_at_the_next_entry() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("called-back", &Settings::default());
+    let mapped = events(&done, "mapped");
+    assert_eq!(mapped.len(), 3, "{:?}", done.events);
+    for event in &mapped[..2] {
+        let host = &event["report"]["host"];
+        assert!(host["abandoned"].as_u64().unwrap() > 0, "{event}");
+    }
+    check_mapped(mapped[2]);
+    assert_eq!(mapped[2]["vcpus"], 2, "vCPUs that never ran are lent");
 }
 
 #[test]
@@ -168,6 +228,79 @@ fn a_fork_s_child_has_vms_of_its_own_and_its_parent_s_go_on() {
     let processes: std::collections::BTreeSet<_> =
         events(&done, "mapped").iter().map(|event| event["pid"].as_u64().unwrap()).collect();
     assert_eq!(processes.len(), 2, "{:?}", done.events);
+}
+
+#[test]
+fn a_vm_is_told_to_have_ended_whichever_way_its_descriptors_are_closed() {
+    if !kvm() {
+        return;
+    }
+    for what in ["closed-by-range", "closed-by-dup2", "closed-by-dup3"] {
+        let done = run_vmm(what, &Settings::default());
+        assert_eq!(events(&done, "ended").len(), 1, "{what}: {:?}", done.events);
+    }
+}
+
+#[test]
+fn a_child_that_shares_memory_has_descriptors_and_vms_of_its_own() {
+    if !kvm() {
+        return;
+    }
+    for what in ["closed-in-vfork", "vm-in-vfork"] {
+        let done = run_vmm(what, &Settings::default());
+        let mapped = events(&done, "mapped");
+        assert_eq!(
+            (mapped.len(), &mapped[0]["vm"], &mapped[0]["vcpus"]),
+            (1, &1.into(), &2.into()),
+            "{what}"
+        );
+        assert_eq!(events(&done, "ended").len(), 1, "{what}: {:?}", done.events);
+    }
+}
+
+#[test]
+fn a_vmm_has_its_threads_where_there_are_not_enough_for_all() {
+    // The limit does not bind root, and only root can become somebody else.
+    if !kvm() || !rustix::process::getuid().is_root() {
+        return;
+    }
+    for what in ["few-threads", "no-threads"] {
+        let done = run_vmm(what, &Settings::default());
+        assert!(events(&done, "mapped").is_empty(), "{what}: {:?}", done.events);
+        assert_eq!(done.stderr.lines().count(), 1, "{what}: {}", done.stderr);
+        assert!(done.stderr.contains("thread"), "{what}: {}", done.stderr);
+    }
+    // Whether the kernel needs a thread for a VM's first run depends on its version.
+    run_vmm("kernel-thread", &Settings::default());
+}
+
+#[test]
+fn no_thread_of_the_library_s_outlives_its_use() {
+    if !kvm() {
+        return;
+    }
+    let settings = Settings { follow_ns: 1, ..Settings::default() };
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "vmm::vmm", "--nocapture"]).env(vmm::VARIABLE, "quiet");
+    command.env("LD_PRELOAD", library()).env(VARIABLE, settings.encode().unwrap());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn memory_that_a_userfaultfd_handler_takes_over_while_it_is_mapped_holds_nothing_up() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("registered", &Settings::default());
+    if done.stdout.contains("skipped") {
+        eprintln!("{}", done.stdout);
+        return;
+    }
+    let mapped = events(&done, "mapped");
+    assert_eq!(mapped.len(), 2, "{:?}", done.events);
+    let left = mapped[1]["left"].as_array().unwrap();
+    assert_eq!((left.len(), &left[0]["why"]), (1, &"userfault".into()), "{left:?}");
 }
 
 #[test]
@@ -203,6 +336,16 @@ fn a_vcpu_s_thread_under_a_strict_filter_does_nothing_that_kills_it() {
     let mapped = events(&done, "mapped");
     assert_eq!(mapped.len(), 1, "{:?} {}", done.events, done.stderr);
     check_mapped(mapped[0]);
+}
+
+#[test]
+fn what_is_said_is_never_written_on_a_thread_of_the_vmm() {
+    if !kvm() {
+        return;
+    }
+    // The filter of the vCPU's thread has no `write`.
+    let done = run_vmm("strict", &Settings { chunk: Some(5), ..Settings::default() });
+    assert!(done.stderr.contains("VM 1 is not mapped"), "{}", done.stderr);
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use premap_address_space::limits::Limit;
+
 use crate::bell::Bell;
 use crate::budget::Stop;
 use crate::gate::{Entrance, Gate, Pass};
@@ -24,6 +26,8 @@ pub(crate) struct Control {
     stopped: AtomicBool,
     /// The kernel said EIO, or a worker panicked.
     dead: AtomicBool,
+    /// Set once, when too little memory is left.
+    short: OnceLock<Limit>,
     /// Set once, when the second stage turns out not to be had; the host stage goes on.
     unsupported: OnceLock<Unsupported>,
     pub(crate) entrance: Entrance,
@@ -43,6 +47,7 @@ impl Control {
             deadline,
             stopped: AtomicBool::new(false),
             dead: AtomicBool::new(false),
+            short: OnceLock::new(),
             unsupported: OnceLock::new(),
             entrance: gate.entrance(plan.moment()),
             meter: Meter::new(plan.bytes()),
@@ -57,6 +62,8 @@ impl Control {
             Some(Reason::VmDead)
         } else if self.stopped.load(Ordering::Relaxed) || self.stop.as_ref().is_some_and(Stop::is_stopped) {
             Some(Reason::Stopped)
+        } else if let Some(limit) = self.short.get() {
+            Some(Reason::HostMemory(limit.kind))
         } else if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             Some(Reason::Deadline)
         } else {
@@ -85,6 +92,17 @@ impl Control {
     pub(crate) fn declare_dead(&self) {
         self.dead.store(true, Ordering::Relaxed);
         self.bell.ring();
+    }
+
+    /// Ends the run, since too little is left below a limit on memory.
+    pub(crate) fn run_short(&self, limit: Limit) {
+        self.short.get_or_init(|| limit);
+        self.bell.ring();
+    }
+
+    /// The limit on memory that ended the run, if one did.
+    pub(crate) fn short_of(&self) -> Option<&Limit> {
+        self.short.get()
     }
 
     pub(crate) fn declare_unsupported(&self, why: Unsupported) {

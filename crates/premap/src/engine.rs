@@ -18,6 +18,7 @@ use crate::pace::Pace;
 use crate::plan::{DEFAULT_CHUNK, Plan};
 use crate::progress::Progress;
 use crate::report::{PageCounts, Report, Stage, Unsupported};
+use crate::room::Room;
 use crate::run::{Run, Terms};
 
 /// How long a call may take before the watchdog interrupts it, unless the caller says otherwise.
@@ -243,6 +244,7 @@ impl<'a> Engine<'a> {
             interrupt,
             unsupported,
             bytes: self.budget.bytes,
+            room: Room::new(&self.budget),
             host_threads,
             vcpus: if second { vcpus.len() } else { 0 },
             logged: self.logged.clone(),

@@ -60,10 +60,27 @@
 //! A [`Plan`]'s order is the caller's. [`working_set`] records what a guest touches, keeps it in a file, and puts the next
 //! VM's memory in that order.
 //!
+//! # What there is to take
+//!
+//! A guest may be larger than what the host, or a cgroup above the VMM, can give. It lives as long as it does not touch it
+//! all; a run that makes it all present has the VMM killed. [`Budget::within_host_memory`] keeps a run within what there
+//! is, and names the limit in the report:
+//!
+//! ```no_run
+//! # fn premap(plan: &premap::Plan, vcpus: &mut [premap_kvm::linux::Vcpu<std::os::fd::OwnedFd>]) -> Result<(), premap::Error> {
+//! use premap::{Budget, Engine};
+//!
+//! let report = Engine::new().budget(Budget::within_host_memory()).run(plan, vcpus)?;
+//! if let Some(limit) = &report.limit {
+//!     eprintln!("{} bytes are left to the guest's faults, because of {limit}", report.host.abandoned);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What a VMM must allow
 //!
-//! The VMM's seccomp filter must allow `ioctl` with request 0xc040aed5, and `madvise` with advice 22 and 23, on the
-//! threads that the engine starts.
+//! [`seccomp`] has the system calls of each mode, as a table and as data for a filter. The engine needs no `/proc`.
 
 // The README's example must compile.
 #[cfg(doctest)]
@@ -92,7 +109,9 @@ mod pipeline;
 mod plan;
 mod progress;
 mod report;
+mod room;
 mod run;
+pub mod seccomp;
 mod second_stage;
 mod survey;
 mod tally;
@@ -104,12 +123,13 @@ mod watchdog;
 pub mod working_set;
 
 pub use background::Background;
-pub use budget::{Budget, Stop};
+pub use budget::{Budget, HostMemory, Stop};
 pub use engine::{DEFAULT_PATIENCE, Engine, Error, Stages};
 pub use gate::{Gate, SlotGuard};
 pub use memory::{Backing, Region, Touch};
 pub use pace::Pace;
 pub use plan::{BACKGROUND_CHUNK, DEFAULT_CHUNK, Plan, PlanError};
 pub use premap_address::{Gpa, GpaRange, Hva, PageSize, RangeError};
+pub use premap_address_space::limits::LimitKind as HostLimit;
 pub use progress::Progress;
 pub use report::{BlamedFile, Fate, PageCounts, Reason, Report, Stage, StageReport, Unmapped, Unsupported};

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use premap_address::{Gpa, GpaRange};
+use premap_address_space::limits::LimitKind;
 use premap_kvm::Errno;
 use serde::{Serialize, Serializer};
 
@@ -69,6 +70,9 @@ pub enum Reason {
     Errno(#[serde(serialize_with = "errno_name")] Errno),
     /// The byte budget was used up.
     Budget,
+    /// They did not fit into what memory there is to take ([`HostMemory`](crate::HostMemory)), for this limit, which
+    /// [`Report::limit`] names. Where memory is freed, another run finds room.
+    HostMemory(#[serde(serialize_with = "limit_name")] LimitKind),
     /// The deadline had passed.
     Deadline,
     /// [`Stop`](crate::Stop) was used.
@@ -102,9 +106,13 @@ impl Reason {
             | Self::NoSpace
             | Self::NoHugePage
             | Self::Errno(_) => Fate::Failed,
-            Self::Budget | Self::Deadline | Self::Stopped | Self::Busy | Self::NoProgress | Self::VmDead => {
-                Fate::Abandoned
-            }
+            Self::Budget
+            | Self::HostMemory(_)
+            | Self::Deadline
+            | Self::Stopped
+            | Self::Busy
+            | Self::NoProgress
+            | Self::VmDead => Fate::Abandoned,
         }
     }
 }
@@ -130,6 +138,7 @@ impl std::fmt::Display for Reason {
             Self::NoHugePage => f.write_str("no free huge page, or a cgroup's limit on them is reached"),
             Self::Errno(errno) => errno.fmt(f),
             Self::Budget => f.write_str("the byte budget was used up"),
+            Self::HostMemory(limit) => write!(f, "it does not fit into {limit}"),
             Self::Deadline => f.write_str("the deadline passed"),
             Self::Stopped => f.write_str("the run was stopped"),
             Self::Busy => f.write_str("KVM stayed busy (EAGAIN)"),
@@ -267,6 +276,8 @@ pub struct Report {
     pub unmapped: Vec<Unmapped>,
     /// The files whose pages could not be had.
     pub files: Vec<BlamedFile>,
+    /// The limit for which memory was left out or the run ended ([`Reason::HostMemory`]): its name, and its size.
+    pub limit: Option<String>,
     /// KVM's mappings by size after the run, where the engine was given the VM.
     pub pages: Option<PageCounts>,
 }
@@ -311,6 +322,10 @@ impl Report {
 
 fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
+}
+
+fn limit_name<S: Serializer>(limit: &LimitKind, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(limit.name())
 }
 
 fn errno_name<S: Serializer>(errno: &Errno, serializer: S) -> Result<S::Ok, S::Error> {

@@ -35,6 +35,7 @@ use crate::pipeline::{Job, Pipeline};
 use crate::plan::Plan;
 use crate::progress::{Progress, Told, nanos};
 use crate::report::{Reason, Report, Stage, Unsupported};
+use crate::room::Room;
 use crate::second_stage::{SecondStage, Usable};
 use crate::survey::{Survey, reason_at, survey};
 use crate::tally::{Numbered, Tally};
@@ -57,6 +58,8 @@ pub(crate) struct Terms {
     pub(crate) interrupt: Option<Interrupt>,
     pub(crate) unsupported: Unsupported,
     pub(crate) bytes: Option<u64>,
+    /// How much memory there is to take.
+    pub(crate) room: Room,
     pub(crate) host_threads: usize,
     /// How many vCPUs have work.
     pub(crate) vcpus: usize,
@@ -84,9 +87,10 @@ pub(crate) struct Run<'a> {
 impl<'a> Run<'a> {
     /// A run of the plan, in chunks of `chunk_bytes` unless it says otherwise. Looks at what its memory is, and touches
     /// none of it yet.
-    pub(crate) fn new(terms: Terms, plan: &Plan, chunk_bytes: u64, control: &'a Control) -> Self {
+    pub(crate) fn new(mut terms: Terms, plan: &Plan, chunk_bytes: u64, control: &'a Control) -> Self {
         let mappings = Mappings::read(terms.stages, control.entrance.changes());
-        let Survey { pieces, lost } = survey(plan.pieces(), terms.stages, &mappings);
+        let Survey { pieces, mut lost } = survey(plan.pieces(), terms.stages, &mappings);
+        let pieces = terms.room.fit(pieces, terms.stages, &mappings, &mut lost);
         for stage in [Stage::Host, Stage::Second] {
             control.meter.pass(stage, lost.bytes(stage));
         }
@@ -124,6 +128,9 @@ impl<'a> Run<'a> {
         let times = [Stage::Host, Stage::Second].map(|stage| self.clock.read(stage));
         let mut tally = self.lost;
         tally.merge(theirs);
+        if let Some(limit) = self.control.short_of() {
+            tally.limit.get_or_insert_with(|| limit.to_string());
+        }
         self.pipeline.lose_rest(self.control, self.terms.stages, &mut tally);
         let asked = self.control.meter.read().asked;
         let mut report = Report { asked, files: self.mappings.blamed(), ..Report::default() };
@@ -223,7 +230,10 @@ impl<'a> Run<'a> {
     /// Takes a chunk through the host stage at the run's pace.
     fn begin_chunk(&self, numbered: Numbered, tally: &mut Tally) {
         self.pacer.wait(self.control);
-        self.pacer.charge(numbered.chunk.range.bytes(), || self.populate(numbered, tally));
+        let bytes = numbered.chunk.range.bytes();
+        // Where others have used up the room that there was, the run is over, and the chunk lost for that reason.
+        let _taking = self.terms.room.begin(&numbered.chunk).map_err(|limit| self.control.run_short(limit));
+        self.pacer.charge(bytes, || self.populate(numbered, tally));
     }
 
     /// Takes a chunk through the host stage, if that was asked for, and hands it on.

@@ -17,6 +17,8 @@ pub(crate) struct Numbered {
 pub(crate) struct Tally {
     stages: [StageReport; 2],
     lost: Vec<(u64, Unmapped)>,
+    /// The limit on memory for which some was lost.
+    pub(crate) limit: Option<String>,
 }
 
 impl Tally {
@@ -54,11 +56,13 @@ impl Tally {
             ours.unsupported = ours.unsupported.or(theirs.unsupported);
         }
         self.lost.extend(other.lost);
+        self.limit = self.limit.take().or(other.limit);
     }
 
     /// Writes the account into a report: by stage, and then in the plan's order.
     pub(crate) fn write(mut self, report: &mut Report) {
         [report.host, report.second] = self.stages;
+        report.limit = self.limit.take();
         self.lost.sort_by_key(|(place, lost)| (lost.stage, *place, lost.range.start()));
         for (_, lost) in self.lost {
             if !report.unmapped.last_mut().is_some_and(|last| last.absorb(&lost)) {

@@ -197,8 +197,8 @@ fn a_hole_takes_few_calls_and_every_slot_that_is_as_long_as_a_step_is_mapped() {
 fn more_host_threads_than_can_be_are_as_many_as_can_be() {
     let plan = plan(1);
     // Nothing can be made present at that address; that so many threads were asked for is no reason to fail.
-    let mut none: [Scripted<fn(u64) -> Page>; 0] = [];
-    let report = Engine::new().stages(Stages::Host).host_threads(usize::MAX).run(&plan, &mut none);
+    let mut lent = [Scripted { script: |_| Page::Maps, tries: 0, stale: false }];
+    let report = Engine::new().stages(Stages::Host).host_threads(usize::MAX).run(&plan, &mut lent[..0]);
     assert_eq!(report.expect("it begins").host.bytes(), PAGE);
 }
 
@@ -277,7 +277,7 @@ fn stop_and_deadline_interrupt_a_call_under_way() {
         let report = run(engine, 1024, 1, spins_at);
         assert_eq!(lost(&report, |reason| reason == Reason::Stopped).collect::<Vec<_>>(), [(20, 1004)]);
     });
-    let budget = Budget { deadline: Some(Instant::now() + Duration::from_millis(30)), bytes: None };
+    let budget = Budget { deadline: Some(Instant::now() + Duration::from_millis(30)), ..Budget::default() };
     let engine = Engine::new().budget(budget).patience(Duration::from_secs(3600));
     let report = run(engine, 1024, 1, spins_at);
     assert_eq!(lost(&report, |reason| reason == Reason::Deadline).collect::<Vec<_>>(), [(20, 1004)]);
@@ -294,7 +294,7 @@ fn what_a_stop_leaves_undone_costs_neither_time_nor_memory_however_large_the_pla
     };
     // The first lies behind the second: the order is the plan's.
     let plan = Plan::new([region(32 << 40), region(0)]).and_then(|plan| plan.with_chunk(PAGE)).unwrap();
-    let budget = |bytes| Budget { bytes: Some(bytes), deadline: None };
+    let budget = |bytes| Budget { bytes: Some(bytes), ..Budget::default() };
     let stopped = Stop::new();
     stopped.stop();
     for (engine, done, why) in [
@@ -353,7 +353,7 @@ fn the_wall_clock_time_is_all_that_the_caller_waited_for() {
 #[test]
 fn a_byte_budget_is_kept_to_the_page() {
     for pages in [0, 1, 8, 13, 32, 40] {
-        let budget = Budget { bytes: Some(pages * PAGE + 17), deadline: None };
+        let budget = Budget { bytes: Some(pages * PAGE + 17), ..Budget::default() };
         let report = run(Engine::new().budget(budget), 32, 2, |_| Page::Maps);
         assert_eq!(report.second.mapped, pages.min(32) * PAGE);
         assert_eq!(report.second.abandoned, (32 - pages.min(32)) * PAGE);

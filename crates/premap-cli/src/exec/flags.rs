@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use premap::seccomp::{Mode, Thread, list, rules};
 use premap_exec_settings as settings;
 
 use crate::options::pages;
@@ -11,8 +12,7 @@ use crate::size::{Size, duration};
 
 /// Flags of `premap exec`.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "The exit code is the VMM's own; 1 where it can't be run, 2 for bad use.\n\n\
-    A VMM that confines itself by seccomp must allow ioctl with request 0xc040aed5 and madvise with advice 22 and 23.")]
+#[command(after_help = after_help())]
 pub(crate) struct Exec {
     /// How the memory is mapped before the guest runs
     #[arg(long, value_enum, default_value_t)]
@@ -23,12 +23,20 @@ pub(crate) struct Exec {
     /// How long mapping may hold the guest back, as 500ms or 2s; the rest is left to the guest's faults
     #[arg(long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     deadline: Option<Duration>,
+    /// How much of the host's memory mapping ahead may take [default: the whole guest where the host can hold it, else
+    /// nothing]
+    #[arg(long, value_name = "SIZE", value_parser = pages, allow_negative_numbers = true)]
+    limit: Option<Size>,
     /// Threads that make memory present on the host, beside one for each vCPU at hand
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), allow_negative_numbers = true)]
     host_threads: Option<u16>,
-    /// For how long after the guest's start memory is mapped again when the VMM has changed its slots
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration, allow_negative_numbers = true)]
+    /// For how long after the guest's start memory is mapped again when the VMM has changed its slots, as 90s, 5m or 1h;
+    /// memory that is plugged later takes the guest's own faults
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = duration, allow_negative_numbers = true)]
     follow: Duration,
+    /// What to do with memory that the guest may be given later (virtio-mem, DIMMs), or of which that can't be told
+    #[arg(long, value_enum, default_value_t)]
+    hotplug_pools: HotplugPools,
     /// What to do when the VMM is confined by seccomp
     #[arg(long, value_enum, default_value_t)]
     seccomp: Seccomp,
@@ -55,6 +63,16 @@ enum Strategy {
     /// The host's side, then KVM_PRE_FAULT_MEMORY
     #[default]
     TwoStage,
+}
+
+/// What is done with memory that the guest may be given later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum HotplugPools {
+    /// Leave it to the guest's own faults
+    #[default]
+    Leave,
+    /// Map it like the guest's other memory
+    Map,
 }
 
 /// What is done under a seccomp filter.
@@ -87,8 +105,13 @@ impl Exec {
             },
             chunk: Some(self.chunk.0),
             deadline_ns: self.deadline.map(nanoseconds),
+            limit: self.limit.map(|size| size.0),
             host_threads: self.host_threads.map(usize::from),
             follow_ns: nanoseconds(self.follow),
+            hotplug_pools: match self.hotplug_pools {
+                HotplugPools::Leave => settings::HotplugPools::Leave,
+                HotplugPools::Map => settings::HotplugPools::Map,
+            },
             seccomp: match self.seccomp {
                 Seccomp::StepAside => settings::Seccomp::StepAside,
                 Seccomp::Trust => settings::Seccomp::Trust,
@@ -97,6 +120,18 @@ impl Exec {
             voice: if self.verbose { settings::Voice::Everything } else { settings::Voice::Failures },
         }
     }
+}
+
+fn after_help() -> String {
+    let [threads, all] = [&[Mode::Exec][..], &[Mode::ExecStart, Mode::Exec]].map(rules);
+    let own: Vec<_> = threads.into_iter().filter(|rule| rule.thread == Thread::Caller).collect();
+    format!(
+        "The exit code is the VMM's own; 1 where it can't be run, 2 for bad use.\n\n\
+         A VMM that lays seccomp filters on its own threads once it has opened /dev/kvm must allow {} there. One that is \
+         confined as a whole before, and run with --seccomp trust, must allow {}.",
+        list(&own),
+        list(&all)
+    )
 }
 
 fn nanoseconds(time: Duration) -> u64 {
@@ -140,8 +175,8 @@ mod tests {
     #[test]
     fn every_flag_reaches_the_library() {
         let exec = parse(
-            "premap exec --strategy host-only --chunk 2M --deadline 1ms --host-threads 3 --follow 2s --seccomp trust \
-             --report fd:7 --verbose vmm -x"
+            "premap exec --strategy host-only --chunk 2M --deadline 1ms --limit 1G --host-threads 3 --follow 2h \
+             --seccomp trust --hotplug-pools map --report fd:7 --verbose vmm -x"
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ")
@@ -152,13 +187,23 @@ mod tests {
             strategy: settings::Strategy::HostOnly,
             chunk: Some(2 << 20),
             deadline_ns: Some(1_000_000),
+            limit: Some(1 << 30),
             host_threads: Some(3),
-            follow_ns: 2_000_000_000,
+            follow_ns: 7_200_000_000_000,
+            hotplug_pools: settings::HotplugPools::Map,
             seccomp: settings::Seccomp::Trust,
             report: Some(settings::Report::Descriptor(7)),
             voice: settings::Voice::Everything,
         };
         assert_eq!(exec.settings(), expected);
+    }
+
+    #[test]
+    fn the_help_names_what_a_filter_must_allow() {
+        let help = Options::try_parse_from(["premap", "exec", "--help"]).unwrap_err().to_string();
+        let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(&list(&rules(&[Mode::ExecStart, Mode::Exec]))), "{help}");
+        assert!(words.contains("must allow futex, "), "{help}");
     }
 
     #[test]

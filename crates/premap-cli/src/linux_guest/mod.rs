@@ -13,7 +13,7 @@ use premap_linux_guest::{Boot, End, Image, LinuxMachine, MAX_VCPUS, Shape, Until
 use crate::backend::unopened;
 use crate::failure::{BadUse, tell};
 use crate::first_touch::Outcome;
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, explained};
 use crate::options;
 use crate::output::progress::Bar;
 use crate::record::{Recorded, watch};
@@ -88,7 +88,10 @@ impl Bootable {
     pub(crate) fn record(&self) -> anyhow::Result<Recorded> {
         let mut machine = self.machine(0)?;
         let memory = machine.regions(premap::Touch::Write);
-        watch(&memory, self.identity(), || Ok(self.boot(&mut machine)?.cost.faults))
+        watch(&memory, self.identity(), || {
+            let boot = self.boot(&mut machine).map_err(|error| explained(error, &memory))?;
+            Ok(boot.cost.faults)
+        })
     }
 
     /// Measures one strategy.
@@ -106,14 +109,14 @@ impl Bootable {
         let vcpu = lent.vcpus.first_mut().context("a machine without a vCPU")?;
         let support = probe::pre_fault(&lent.vm, vcpu);
         let (report, boot) = if in_background {
-            let background = mapping.engine(&lent.vm).background(mapping.plan(regions)?, spares)?;
+            let background = mapping.engine(&lent.vm).background(mapping.plan(regions.clone())?, spares)?;
             bar.running();
-            let boot = self.boot(&mut machine)?;
+            let boot = self.boot(&mut machine).map_err(|error| explained(error, &regions))?;
             (background.join()?, boot)
         } else {
-            let report = mapping.map(strategy, &lent.vm, &mut lent.vcpus, regions, bar)?;
+            let report = mapping.map(strategy, &lent.vm, &mut lent.vcpus, regions.clone(), bar)?;
             bar.running();
-            (report, self.boot(&mut machine)?)
+            (report, self.boot(&mut machine).map_err(|error| explained(error, &regions))?)
         };
         Ok(Outcome {
             strategy,

@@ -33,7 +33,6 @@ pub(crate) fn strictly(on: On) {
     let mut filter = vec![load(NUMBER)];
     let allowed = [
         libc::SYS_futex,
-        libc::SYS_write,
         libc::SYS_mmap,
         libc::SYS_munmap,
         libc::SYS_brk,

@@ -1,8 +1,12 @@
 //! A VM with two vCPUs and 1 MiB of memory, whose guest writes a word to every page.
 
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::time::Duration;
+
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// The memory of each slot.
 pub(crate) const BYTES: u64 = 1 << 20;
@@ -36,6 +40,8 @@ struct Memory(*mut u8, u64);
 
 // SAFETY: the pointer is to a mapping that belongs to this value alone, whatever thread it is on.
 unsafe impl Send for Memory {}
+// SAFETY: it is read only while no guest runs.
+unsafe impl Sync for Memory {}
 
 impl Memory {
     fn new(bytes: u64) -> Self {
@@ -43,7 +49,11 @@ impl Memory {
         let flags = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
         let base = unsafe { mmap_anonymous(std::ptr::null_mut(), len, flags, MapFlags::PRIVATE) };
-        Self(base.unwrap().cast(), bytes)
+        let base = base.unwrap();
+        // Huge pages would make everything present in no time.
+        // SAFETY: the mapping is new and this value's own; advice changes no content.
+        let _ = unsafe { madvise(base, len, Advice::LinuxNoHugepage) };
+        Self(base.cast(), bytes)
     }
 
     fn at(&self, offset: u64) -> *mut u8 {
@@ -77,7 +87,8 @@ impl Machine {
         machine
     }
 
-    pub(crate) fn add_slot(&mut self, gpa: u64, bytes: u64) {
+    /// Adds a slot with new memory, and says where that lies.
+    pub(crate) fn add_slot(&mut self, gpa: u64, bytes: u64) -> u64 {
         let memory = Memory::new(bytes);
         let region = kvm_userspace_memory_region {
             slot: u32::try_from(self.slots.len()).unwrap(),
@@ -89,11 +100,73 @@ impl Machine {
         // SAFETY: the memory is the machine's own, and lives as long as the VM.
         unsafe { self.vm.set_user_memory_region(region) }.unwrap();
         self.slots.push(memory);
+        region.userspace_addr
+    }
+
+    /// Puts Linux's boot parameters at 0, where a guest's registers point that says nothing else, with that RAM in them.
+    pub(crate) fn hand_over(&mut self, ram: &[(u64, u64)]) {
+        let mut page = [0_u8; 4096];
+        page[0x1e8] = u8::try_from(ram.len()).unwrap();
+        page[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+        page[0x202..0x206].copy_from_slice(b"HdrS");
+        for ((start, bytes), entry) in ram.iter().zip(page[0x2d0..].chunks_exact_mut(20)) {
+            entry[..8].copy_from_slice(&start.to_le_bytes());
+            entry[8..16].copy_from_slice(&bytes.to_le_bytes());
+            entry[16] = 1;
+        }
+        for (offset, byte) in (0..).zip(page) {
+            // SAFETY: the page lies inside the mapping, and no guest runs.
+            unsafe { self.slots[0].at(offset).write_volatile(byte) };
+        }
+    }
+
+    /// The descriptors of the VM and of its vCPUs.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = i32> {
+        std::iter::once(self.vm.as_raw_fd()).chain(self.vcpus.iter().map(AsRawFd::as_raw_fd))
+    }
+
+    /// Leaves the descriptors to whoever closes them.
+    pub(crate) fn leak(self) {
+        std::mem::forget((self.vm, self.vcpus));
     }
 
     /// Has the first vCPU's guest run to its end.
     pub(crate) fn run(&mut self) -> Result<(), kvm_ioctls::Error> {
         run_one(&mut self.vcpus[0], &self.slots[0])
+    }
+
+    /// Has the guest run on a thread of its own, and calls the vCPU back while the library maps for it: sends its thread
+    /// SIGUSR1 once that much more memory is present. Gives what the call said, and how much was present by then.
+    pub(crate) fn run_and_call_back(
+        &mut self,
+        kick: Kick,
+        once_present: u64,
+    ) -> (Result<(), kvm_ioctls::Error>, u64) {
+        let Self { vcpus, slots, .. } = self;
+        let vcpu = &mut vcpus[0];
+        kick.prepare(vcpu);
+        let before = present();
+        let came_to = std::thread::scope(|scope| {
+            let (sender, thread) = std::sync::mpsc::channel();
+            let (vcpu, memory) = (&mut *vcpu, &slots[0]);
+            let ran = scope.spawn(move || {
+                // SAFETY: pthread_self has no preconditions.
+                sender.send(unsafe { libc::pthread_self() }).unwrap();
+                (run_one(vcpu, memory), present().saturating_sub(before))
+            });
+            let thread = thread.recv().unwrap();
+            while !ran.is_finished() {
+                std::thread::sleep(Duration::from_millis(5));
+                if present().saturating_sub(before) >= once_present {
+                    // Again and again: a handler without the flag is not noticed if it runs outside the call.
+                    // SAFETY: the thread is not joined yet, so its handle is good.
+                    unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+                }
+            }
+            ran.join().unwrap()
+        });
+        vcpu.set_kvm_immediate_exit(0);
+        came_to
     }
 
     /// Has the guest run so many times, while another thread sets and deletes a slot as often.
@@ -131,6 +204,44 @@ impl Machine {
             unsafe { self.slots[0].at(page).cast::<u16>().write_volatile(0) };
         }
     }
+}
+
+/// What a signal's handler does that calls a vCPU back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kick {
+    /// Nothing: `KVM_RUN` ends by the signal alone.
+    ByEintr,
+    /// Sets `immediate_exit`, as most VMMs have it.
+    ByFlag,
+}
+
+impl Kick {
+    fn prepare(self, vcpu: &mut VcpuFd) {
+        static FLAG: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
+        extern "C" fn handler(_: libc::c_int) {
+            let flag = FLAG.load(Ordering::Relaxed);
+            if !flag.is_null() {
+                // SAFETY: the flag lies in the page that the vCPU shares with this process, which outlives the signal.
+                unsafe { flag.write_volatile(1) };
+            }
+        }
+        let flag = &raw mut vcpu.get_kvm_run().immediate_exit;
+        FLAG.store(if self == Self::ByFlag { flag } else { std::ptr::null_mut() }, Ordering::Relaxed);
+        // SAFETY: all zeros is a valid sigaction, and the handler only writes a byte.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as extern "C" fn(libc::c_int) as libc::sighandler_t;
+            // So has the wait the least chance to end by itself.
+            action.sa_flags = libc::SA_RESTART;
+            libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut());
+        }
+    }
+}
+
+/// How much memory this process has.
+pub(crate) fn present() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * PAGE
 }
 
 fn run_one(vcpu: &mut VcpuFd, memory: &Memory) -> Result<(), kvm_ioctls::Error> {

@@ -1,8 +1,47 @@
 //! Why there is no working set, or none for this VM.
 
 use premap_address::{Gpa, GpaRange, PageSize, RangeError};
+use premap_address_space::Unopened;
+use premap_kvm::Errno;
 
 use super::Identity;
+
+/// Why a guest's memory can't be watched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// A file that tells of this process's memory can't be opened.
+    #[error("{path}: {errno}; {}", remedy(*.errno))]
+    Open {
+        /// Which.
+        path: &'static str,
+        /// Why.
+        errno: Errno,
+    },
+    /// The kernel does not answer.
+    #[error("the kernel does not tell which pages are present: {0}")]
+    Look(Errno),
+    /// There can be no thread to look from while the guest runs. [`Recorder::look`](super::Recorder::look) needs none.
+    #[error(
+        "no thread can be started to look from: {0}; raise the limit of threads: `ulimit -u`, or pids.max of the cgroup"
+    )]
+    Spawn(#[source] std::io::Error),
+}
+
+/// What to do about a file of `/proc/self`.
+fn remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::NOENT | Errno::NOTDIR => "mount proc on /proc, where the VMM is in a chroot inside that",
+        Errno::MFILE | Errno::NFILE => "allow more open files",
+        _ => "allow this process to read it, in its seccomp filter too",
+    }
+}
+
+impl From<Unopened> for RecordError {
+    fn from(Unopened { path, errno }: Unopened) -> Self {
+        Self::Open { path, errno }
+    }
+}
 
 /// Why ranges make no working set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -12,7 +12,7 @@
 //! # -> Result<(), Box<dyn std::error::Error>> {
 //! let set = WorkingSet::decode(&std::fs::read("guest.premap")?)?;
 //! let plan = Plan::new(set.first(&image, memory)?)?;
-//! let budget = Budget { bytes: Some(set.bytes()), deadline: None };
+//! let budget = Budget { bytes: Some(set.bytes()), ..Budget::default() };
 //! Engine::new().budget(budget).run(&plan, vcpus)?;
 //! # Ok(())
 //! # }
@@ -44,7 +44,7 @@ use premap_address::{GpaRange, PageSize};
 
 use crate::memory::Touch;
 
-pub use error::{Malformed, Misfit, WorkingSetError};
+pub use error::{Malformed, Misfit, RecordError, WorkingSetError};
 pub use record::{Method, Recorder};
 
 /// What a working set was recorded of: 32 bytes of the VMM's choice, such as a SHA-256 of a kernel or the name of a snapshot.

@@ -11,14 +11,14 @@
 
 use std::ops::Range;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread::{self, Builder};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use premap_address::{Gpa, GpaRange, Hva, PageSize};
 use premap_address_space::{AddressSpace, Exclusivity, Run, State};
 use premap_kvm::Errno;
 
-use super::{Identity, Touched, WorkingSet, WorkingSetError};
+use super::{Identity, RecordError, Touched, WorkingSet, WorkingSetError};
 use crate::memory::{Region, Touch};
 
 /// A look may take a share of one processor, and no more: a fifth.
@@ -65,8 +65,8 @@ impl Recorder {
     /// Begins to watch `memory`, which no populate may have touched, with a first look at it.
     ///
     /// # Errors
-    /// The kernel's errno, where `/proc` is not to be had.
-    pub fn new(memory: &[Region]) -> Result<Self, Errno> {
+    /// Where a file of `/proc` is not to be had, or the kernel does not answer.
+    pub fn new(memory: &[Region]) -> Result<Self, RecordError> {
         let watched = memory.iter().map(|region| {
             let size = PageSize::ALL.into_iter().rev().find(|size| size.bytes() <= region.backing.unit());
             let page = size.unwrap_or(PageSize::Size4K);
@@ -82,11 +82,12 @@ impl Recorder {
     /// Looks once.
     ///
     /// # Errors
-    /// The kernel's errno.
-    pub fn look(&mut self) -> Result<(), Errno> {
+    /// Where the kernel does not answer.
+    pub fn look(&mut self) -> Result<(), RecordError> {
         for (index, watched) in self.memory.iter_mut().enumerate() {
             let end = watched.host.wrapping_add(watched.range.bytes());
-            for run in self.space.query_all(watched.host..end, Exclusivity::Assume)? {
+            let runs = self.space.query_all(watched.host..end, Exclusivity::Assume);
+            for run in runs.map_err(RecordError::Look)? {
                 watched.note(&run, |page| self.order.push((index, page)));
             }
         }
@@ -95,19 +96,20 @@ impl Recorder {
     }
 
     /// Looks every `interval`, or less often where a look takes long, while `run` is at work, and once more after it.
+    /// The looks are on a thread of their own; a VMM that wants none calls [`look`](Self::look) from its event loop.
     ///
     /// # Errors
-    /// The kernel's errno; `run` has come to its end then too. EAGAIN where the host gives no thread to look on; `run` was
-    /// not called then.
+    /// Where the kernel does not answer; `run` has come to its end then too. Where there can be no thread, `run` was not
+    /// begun.
     ///
     /// # Panics
     /// If `run` does.
-    pub fn watch<R>(&mut self, interval: Duration, run: impl FnOnce() -> R) -> Result<R, Errno> {
+    pub fn watch<R>(&mut self, interval: Duration, run: impl FnOnce() -> R) -> Result<R, RecordError> {
         let result = thread::scope(|scope| {
             // Dropped where `run` panics, too, which ends the watcher.
             let (over, wait) = channel::<()>();
             let recorder = &mut *self;
-            let body = move || -> Result<(), Errno> {
+            let look = move || -> Result<(), RecordError> {
                 let mut pause = interval;
                 while wait.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
                     let begun = Instant::now();
@@ -116,11 +118,11 @@ impl Recorder {
                 }
                 Ok(())
             };
-            let watcher = Builder::new().spawn_scoped(scope, body);
-            let watcher = watcher.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
+            let thread = thread::Builder::new().name("premap-record".to_owned());
+            let watcher = thread.spawn_scoped(scope, look).map_err(RecordError::Spawn)?;
             let result = run();
             drop(over);
-            watcher.join().unwrap_or(Err(Errno::CANCELED)).map(|()| result)
+            watcher.join().unwrap_or(Err(RecordError::Look(Errno::CANCELED))).map(|()| result)
         })?;
         self.look()?;
         Ok(result)

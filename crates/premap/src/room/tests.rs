@@ -1,0 +1,212 @@
+//! Plans that fit and plans that don't, on memory of the test's own.
+// UNSAFETY: maps anonymous memory, on which no reference is ever made.
+#![expect(unsafe_code, reason = "mmap")]
+
+use std::ffi::c_void;
+
+use premap_address::{Gpa, GpaRange, Hva, PageSize};
+use premap_address_space::limits::LimitKind;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+use super::*;
+use crate::report::Report;
+
+const MIB: u64 = 1 << 20;
+/// What a cgroup of `spare` bytes leaves, margin included.
+fn limit(kind: LimitKind, spare: u64) -> Limit {
+    let limit = Limit { kind, path: Some("/cg/memory.max".into()), bytes: 64 * MIB, left: 0 };
+    Limit { left: spare + limit.margin(), ..limit }
+}
+
+/// Memory of which nothing is present.
+struct Area(*mut c_void, usize);
+
+impl Area {
+    fn new(bytes: u64) -> Self {
+        let len = usize::try_from(bytes).unwrap();
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let start = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+        };
+        let area = Self(start.unwrap(), len);
+        // SAFETY: the area is the test's own. Huge pages would make more present than is asked for.
+        unsafe { madvise(area.0, len, Advice::LinuxNoHugepage) }.unwrap();
+        area
+    }
+
+    /// Makes a part present, and says whether the kernel can tell so.
+    fn populate(&self, part: Range<u64>) -> bool {
+        let (start, len) =
+            (usize::try_from(part.start).unwrap(), usize::try_from(part.end - part.start).unwrap());
+        // SAFETY: populating changes no content.
+        unsafe { madvise(self.0.wrapping_byte_add(start), len, Advice::LinuxPopulateWrite) }.unwrap();
+        let start = self.0.addr() as u64 + part.start;
+        let told = present(start..start + 4096);
+        told.inspect_err(|errno| eprintln!("skipped: this kernel has no PAGEMAP_SCAN: {errno}")).is_ok()
+    }
+
+    fn piece(&self, touch: Touch) -> Piece {
+        let range = GpaRange::new(Gpa::new(1 << 32), self.1 as u64);
+        let host = Hva::new(self.0.addr() as u64);
+        Piece { place: 3, region: Region { range, host, backing: Backing::Anonymous, touch } }
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is the test's own and nothing refers to it any more.
+        unsafe { munmap(self.0, self.1) }.unwrap();
+    }
+}
+
+fn looked(pieces: &[Piece]) -> Vec<Looked> {
+    let mappings = Mappings::read(Stages::Both, 0);
+    let takes = |piece: &Piece| takes(piece.region, Stages::Both, &mappings);
+    pieces.iter().map(|piece| Looked { piece: *piece, takes: takes(piece), present: Vec::new() }).collect()
+}
+
+/// Fits a plan into a room, and gives the parts kept in MiB from the area's start, and the report of what was lost.
+#[track_caller]
+fn check(pieces: &[Piece], within: HostMemory, spare: u64, expected: &[(u64, u64)]) -> Report {
+    let mut lost = Tally::default();
+    let room = |_| Some(limit(LimitKind::Cgroup, spare));
+    let kept = fit(looked(pieces), Stages::Both, within, room, &mut lost).pieces;
+    let base = pieces[0].region;
+    let parts: Vec<_> = kept
+        .iter()
+        .map(|piece| {
+            let at = piece.region.range.start().raw() - base.range.start().raw();
+            assert_eq!(piece.region.host.raw() - base.host.raw(), at, "both sides are cut alike");
+            (at / MIB, piece.region.range.bytes() / MIB)
+        })
+        .collect();
+    assert_eq!(parts, expected);
+    let mut report = Report::default();
+    lost.write(&mut report);
+    let all = |pieces: &[Piece]| pieces.iter().map(|piece| piece.region.range.bytes()).sum::<u64>();
+    assert_eq!(report.host.bytes(), all(pieces) - all(&kept), "every byte is kept or lost");
+    assert_eq!(report.second.bytes(), report.host.bytes());
+    assert_eq!(report.host.abandoned, report.host.bytes(), "it is worth another try");
+    report
+}
+
+#[test]
+fn a_plan_that_fits_is_kept_whole_and_nothing_is_said() {
+    let area = Area::new(16 * MIB);
+    let report = check(&[area.piece(Touch::Write)], HostMemory::Whole, 17 * MIB, &[(0, 16)]);
+    assert_eq!(report, Report::default());
+    // Its page tables have to fit too.
+    check(&[area.piece(Touch::Write)], HostMemory::Whole, 16 * MIB, &[]);
+}
+
+#[test]
+fn of_a_plan_without_order_that_does_not_fit_only_present_memory_is_kept() {
+    let area = Area::new(16 * MIB);
+    if !area.populate(4 * MIB..6 * MIB) || !area.populate(15 * MIB..16 * MIB) {
+        return;
+    }
+    let report = check(&[area.piece(Touch::Write)], HostMemory::Whole, 8 * MIB, &[(4, 2), (15, 1)]);
+    assert_eq!(report.unmapped[0].reason, Reason::HostMemory(LimitKind::Cgroup));
+    assert_eq!(report.limit.as_deref(), Some("the memory limit of cgroup /cg (memory.max, 64 MiB)"));
+}
+
+#[test]
+fn what_is_present_takes_nothing_more() {
+    let area = Area::new(16 * MIB);
+    if !area.populate(0..10 * MIB) {
+        return;
+    }
+    check(&[area.piece(Touch::Write)], HostMemory::Whole, 7 * MIB, &[(0, 16)]);
+}
+
+#[test]
+fn a_front_is_kept_up_to_where_the_room_ends_and_present_memory_behind_it() {
+    let area = Area::new(16 * MIB);
+    if !area.populate(2 * MIB..4 * MIB) || !area.populate(12 * MIB..13 * MIB) {
+        return;
+    }
+    let room = 4 * MIB + 4 * MIB / TABLES;
+    let report = check(&[area.piece(Touch::Write)], HostMemory::Front, room, &[(0, 6), (12, 1)]);
+    assert_eq!(report.host.abandoned, 9 * MIB);
+}
+
+#[test]
+fn a_limit_of_the_caller_s_own_is_a_budget_unless_the_host_has_less() {
+    let area = Area::new(16 * MIB);
+    let bytes = |mib: u64| mib * MIB + mib * MIB / TABLES;
+    let report = check(&[area.piece(Touch::Write)], HostMemory::UpTo(bytes(3)), bytes(20), &[(0, 3)]);
+    assert_eq!((report.unmapped[0].reason, report.limit), (Reason::Budget, None));
+    let report = check(&[area.piece(Touch::Write)], HostMemory::UpTo(bytes(9)), bytes(5), &[(0, 5)]);
+    assert_eq!(report.unmapped[0].reason, Reason::HostMemory(LimitKind::Cgroup));
+}
+
+#[test]
+fn reading_private_memory_takes_nothing() {
+    let area = Area::new(16 * MIB);
+    check(&[area.piece(Touch::Read)], HostMemory::Whole, 0, &[(0, 16)]);
+}
+
+#[test]
+fn hugetlb_is_counted_against_its_own_pages_and_cut_on_them() {
+    let huge = 2 * MIB;
+    let range = GpaRange::new(Gpa::new(0), 8 * huge);
+    let backing = Backing::Hugetlb(PageSize::Size2M);
+    let region = Region { range, host: Hva::new(huge), backing, touch: Touch::Write };
+    let area = Area::new(4 * MIB);
+    let pieces = looked(&[Piece { place: 0, region }, area.piece(Touch::Write)]);
+    let room = |pages| match pages {
+        Pages::Ordinary => Some(limit(LimitKind::Available, 5 * MIB)),
+        Pages::Hugetlb(_) => Some(limit(LimitKind::HugetlbPool, 3 * huge)),
+    };
+    let mut lost = Tally::default();
+    let kept = fit(pieces, Stages::Both, HostMemory::Front, room, &mut lost).pieces;
+    let bytes: Vec<_> = kept.iter().map(|piece| piece.region.range.bytes()).collect();
+    assert_eq!(bytes, [3 * huge, 4 * MIB]);
+    let mut report = Report::default();
+    lost.write(&mut report);
+    assert_eq!(report.unmapped[0].reason, Reason::HostMemory(LimitKind::HugetlbPool));
+}
+
+#[test]
+fn without_limits_everything_fits() {
+    let area = Area::new(4 * MIB);
+    let mut lost = Tally::default();
+    let pieces = [area.piece(Touch::Write)];
+    assert_eq!(fit(looked(&pieces), Stages::Both, HostMemory::Whole, |_| None, &mut lost).pieces, pieces);
+}
+
+#[test]
+fn memory_scattered_more_widely_than_is_worth_telling_is_lost_by_region() {
+    let pages = 4 * MOST_STRETCHES as u64;
+    let area = Area::new(pages * 4096);
+    for page in (0..pages).step_by(2) {
+        area.populate(page * 4096..(page + 1) * 4096);
+    }
+    let mut lost = Tally::default();
+    let room = |_| Some(limit(LimitKind::Cgroup, 0));
+    let kept = fit(looked(&[area.piece(Touch::Write)]), Stages::Both, HostMemory::Whole, room, &mut lost);
+    assert!(!kept.takes, "it has them already");
+    let kept = kept.pieces;
+    assert!(kept.len() <= MOST_STRETCHES, "{}", kept.len());
+    let mut report = Report::default();
+    lost.write(&mut report);
+    let kept: u64 = kept.iter().map(|piece| piece.region.range.bytes()).sum();
+    assert_eq!(kept + report.host.abandoned, pages * 4096);
+}
+
+#[test]
+fn a_share_of_the_room_is_granted_and_at_the_end_just_what_is_wanted() {
+    let room = |left: u64| Some(Limit { left, ..limit(LimitKind::Cgroup, 0) });
+    // Half of a margin of 32 MiB is kept back.
+    let granted = Granted::default().renewed(MIB, room(96 * MIB)).unwrap();
+    assert_eq!(granted.bytes, 10 * MIB);
+    assert_eq!(Granted::default().renewed(16 * MIB, room(96 * MIB)).unwrap().bytes, 16 * MIB);
+    assert_eq!(Granted::default().renewed(16 * MIB, room(32 * MIB)).unwrap().bytes, 16 * MIB);
+    let short = Granted::default().renewed(17 * MIB, room(32 * MIB)).unwrap_err();
+    assert_eq!(short.kind, LimitKind::Cgroup);
+    // What other threads have begun to take is gone, though it is not seen yet.
+    let busy = Granted { taking: 16 * MIB, ..Granted::default() };
+    assert!(busy.renewed(16 * MIB, room(47 * MIB)).is_err());
+    assert!(busy.renewed(16 * MIB, room(48 * MIB)).is_ok());
+    assert!(Granted::default().renewed(1 << 60, None).is_ok(), "what is not known is no limit");
+}
