@@ -55,6 +55,9 @@
 //! }
 //! ```
 //!
+//! What the guest gives back meanwhile, by a balloon or by reporting free pages, is [forgotten](SlotGuard::forget) under the
+//! guard before it is discarded, and not filled again.
+//!
 //! # What comes first
 //!
 //! A [`Plan`]'s order is the caller's. [`working_set`] records what a guest touches, keeps it in a file, and puts the next
