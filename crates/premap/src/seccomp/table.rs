@@ -138,6 +138,12 @@ const VM: &[Rule] = rules! {
     Caller SYS_fcntl: CHECKED_CLOSE;
 };
 
+/// Where not all of a plan fits, what of it is present.
+const HOST_MEMORY: &[Rule] = rules! {
+    Caller SYS_ioctl (SCAN): OrErrno;
+    Worker SYS_ioctl (SCAN): Sometimes("in the background");
+};
+
 const GATE: &[Rule] = rules! {
     Worker SYS_ioctl (GET_SREGS);
     Worker SYS_ioctl (SET_SREGS);
@@ -199,6 +205,7 @@ pub(super) const fn adds(mode: Mode) -> &'static [Rule] {
         Mode::Foreground => FOREGROUND,
         Mode::Alone => ALONE,
         Mode::Vm => VM,
+        Mode::HostMemory => HOST_MEMORY,
         Mode::Gate => GATE,
         Mode::Pace => PACE,
         Mode::Background => BACKGROUND,
