@@ -32,8 +32,8 @@ pub(crate) fn is_own_thread() -> bool {
 /// Why work was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Undone {
-    /// The library's thread is confined by seccomp.
-    Confined,
+    /// A filter might kill for it, or that can't be told: in words.
+    Refused(String),
     /// It panicked, with this message.
     Panicked(String),
     /// It took too long; it may still be done.
@@ -118,10 +118,10 @@ impl Queue {
         let mut look = Look::new();
         while let Some(job) = self.next(needed) {
             // Where it can't be told, nothing is risked.
-            let confined = when_confined == WhenConfined::Refuse && look.is_confined().unwrap_or(true);
+            let objection = (when_confined == WhenConfined::Refuse).then(|| look.objection()).flatten();
+            let may = objection.map_or(Ok(()), |why| Err(Undone::Refused(why)));
             // What fails in a job, the job tells.
-            let _ =
-                catch_unwind(AssertUnwindSafe(|| job(if confined { Err(Undone::Confined) } else { Ok(()) })));
+            let _ = catch_unwind(AssertUnwindSafe(|| job(may)));
         }
     }
 }

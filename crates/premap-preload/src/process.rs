@@ -18,7 +18,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 use crate::events::Journal;
 use crate::helper::{Helper, WhenConfined};
 use crate::say::say;
-use crate::seccomp::{self, Look};
+use crate::seccomp::Look;
 use crate::turn::Turn;
 use crate::vms::Vms;
 use crate::watch;
@@ -75,8 +75,8 @@ impl Process {
     /// Starts the threads that are not there. The calling thread has just opened `/dev/kvm`, or is making a VM.
     fn start_threads(&self) -> Result<(), String> {
         let refused = self.settings.seccomp == settings::Seccomp::StepAside;
-        if refused && Look::new().is_confined() == Some(true) {
-            return Err(confined());
+        if let Some(why) = refused.then(|| Look::new().objection()).flatten() {
+            return Err(why);
         }
         let threads =
             [Some(&self.clerk), (self.settings.strategy != settings::Strategy::None).then_some(&self.mapper)];
@@ -109,15 +109,6 @@ fn clerk_needed() -> Duration {
         // What a VM counted is read and told at its end.
         if process.journal.is_open() && !vms.is_empty() { SELDOM } else { vms.needed(Instant::now()) }
     })
-}
-
-/// Why a confined process is left alone, and the ways out.
-pub(crate) fn confined() -> String {
-    format!(
-        "this process is confined by seccomp, and its filter might kill it for what mapping takes. If the filter \
-         allows {}, say --seccomp trust",
-        seccomp::needed()
-    )
 }
 
 /// The state, if this process has any.
