@@ -22,10 +22,10 @@ macro_rules! rules {
 
 const PRE_FAULT_MEMORY: Argument = request(abi::KVM_PRE_FAULT_MEMORY, "KVM_PRE_FAULT_MEMORY");
 const GET_SREGS: Argument = request(abi::KVM_GET_SREGS, "KVM_GET_SREGS");
+const GET_REGS: Argument = request(abi::KVM_GET_REGS, "KVM_GET_REGS");
 const SET_SREGS: Argument = request(abi::KVM_SET_SREGS, "KVM_SET_SREGS");
 const CHECK_EXTENSION: Argument = request(abi::KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION");
 const GET_STATS_FD: Argument = request(abi::KVM_GET_STATS_FD, "KVM_GET_STATS_FD");
-const GET_REGS: Argument = request(abi::KVM_GET_REGS, "KVM_GET_REGS");
 const SCAN: Argument = request(PAGEMAP_SCAN, "PAGEMAP_SCAN");
 const QUERY: Argument = request(PROCMAP_QUERY, "PROCMAP_QUERY");
 const POPULATE_READ: Argument = advice(libc::MADV_POPULATE_READ, "MADV_POPULATE_READ");
@@ -193,9 +193,9 @@ const EXEC: &[Rule] = rules! {
     Worker SYS_openat;
     Worker SYS_pread64;
     Worker SYS_readlink;
-    Worker SYS_write;
     Worker SYS_ioctl (GET_REGS);
     Worker SYS_process_vm_readv;
+    Worker SYS_write;
 };
 
 pub(super) const fn adds(mode: Mode) -> &'static [Rule] {
