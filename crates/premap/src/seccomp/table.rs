@@ -25,7 +25,6 @@ const GET_SREGS: Argument = request(abi::KVM_GET_SREGS, "KVM_GET_SREGS");
 const SET_SREGS: Argument = request(abi::KVM_SET_SREGS, "KVM_SET_SREGS");
 const CHECK_EXTENSION: Argument = request(abi::KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION");
 const GET_STATS_FD: Argument = request(abi::KVM_GET_STATS_FD, "KVM_GET_STATS_FD");
-const GET_REGS: Argument = request(abi::KVM_GET_REGS, "KVM_GET_REGS");
 const SCAN: Argument = request(PAGEMAP_SCAN, "PAGEMAP_SCAN");
 const QUERY: Argument = request(PROCMAP_QUERY, "PROCMAP_QUERY");
 const POPULATE_READ: Argument = advice(libc::MADV_POPULATE_READ, "MADV_POPULATE_READ");
@@ -138,6 +137,12 @@ const VM: &[Rule] = rules! {
     Caller SYS_fcntl: CHECKED_CLOSE;
 };
 
+/// Where not all of a plan fits, what of it is present.
+const HOST_MEMORY: &[Rule] = rules! {
+    Caller SYS_ioctl (SCAN): OrErrno;
+    Worker SYS_ioctl (SCAN): Sometimes("in the background");
+};
+
 const GATE: &[Rule] = rules! {
     Worker SYS_ioctl (GET_SREGS);
     Worker SYS_ioctl (SET_SREGS);
@@ -188,8 +193,6 @@ const EXEC: &[Rule] = rules! {
     Worker SYS_pread64;
     Worker SYS_readlink;
     Worker SYS_write;
-    Worker SYS_ioctl (GET_REGS);
-    Worker SYS_process_vm_readv;
 };
 
 pub(super) const fn adds(mode: Mode) -> &'static [Rule] {
@@ -199,6 +202,7 @@ pub(super) const fn adds(mode: Mode) -> &'static [Rule] {
         Mode::Foreground => FOREGROUND,
         Mode::Alone => ALONE,
         Mode::Vm => VM,
+        Mode::HostMemory => HOST_MEMORY,
         Mode::Gate => GATE,
         Mode::Pace => PACE,
         Mode::Background => BACKGROUND,

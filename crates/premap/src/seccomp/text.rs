@@ -33,12 +33,13 @@ const fn what(mode: Mode) -> &'static str {
         Mode::Foreground => "`Engine::run`, besides",
         Mode::Alone => "the same where there can be no thread, besides",
         Mode::Vm => "`Engine::vm`, besides",
+        Mode::HostMemory => "`Budget::within_host_memory`, besides",
         Mode::Gate => "`Engine::gate`, besides",
         Mode::Pace => "`Engine::pace`, besides",
         Mode::Background => "`Engine::background`, besides that of `run`",
         Mode::Recorder => "`working_set::Recorder`, besides starting threads",
         Mode::ExecStart => "`premap exec`, when the VMM opens KVM, besides starting threads",
-        Mode::Exec => "`premap exec`, then; and on its own threads all of `run` and `vm`",
+        Mode::Exec => "`premap exec`, then; its own threads also all of `run`, `vm` and `within_host_memory`",
     }
 }
 
