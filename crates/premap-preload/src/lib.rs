@@ -37,6 +37,7 @@
 //! Calls that do not go through the C library's `ioctl`: statically linked VMMs, and programs that make the system call
 //! themselves, as Rust's rustix does. VMMs on kvm-ioctls or on libc do not. What a process counted is lost when it ends by a signal or by `_exit`.
 
+mod absence;
 mod account;
 mod boot;
 mod closing;
@@ -46,6 +47,7 @@ mod events;
 mod given;
 mod helper;
 mod interpose;
+mod interpose_exec;
 mod kvm;
 mod memory;
 mod next;
