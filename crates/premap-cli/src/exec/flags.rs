@@ -119,6 +119,8 @@ impl Exec {
             },
             report: self.report.clone(),
             voice: if self.verbose { settings::Voice::Everything } else { settings::Voice::Failures },
+            // For the one who becomes the VMM to say.
+            process: None,
         }
     }
 }
@@ -196,6 +198,7 @@ mod tests {
             seccomp: settings::Seccomp::Trust,
             report: Some(settings::Report::Descriptor(7)),
             voice: settings::Voice::Everything,
+            process: None,
         };
         assert_eq!(exec.settings(), expected);
     }
