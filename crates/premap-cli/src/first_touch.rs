@@ -14,7 +14,7 @@ use premap_guest::{
 };
 use premap_kvm::probe;
 
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, explained};
 use crate::output::account::shortfall;
 use crate::output::progress::Bar;
 use crate::record::{Recorded, watch};
@@ -118,13 +118,15 @@ pub(crate) fn measure<K: Kernel>(
     let (report, run) = if strategy == Strategy::Background {
         bar.running();
         let plan = mapping.plan(vec![region])?;
-        let (report, run) = map_meanwhile(mapping.engine(lent.vm), plan, lent, &touch)?;
+        let mapped = map_meanwhile(mapping.engine(lent.vm), plan, lent, &touch);
+        let (report, run) = mapped.map_err(|error| explained(error, &[region]))?;
         (report, Some(run))
     } else {
         (mapping.map(strategy, lent.vm, lent.vcpus, vec![region], bar)?, None)
     };
     bar.running();
-    let run = run.map_or_else(|| machine.touch(&touch), Ok)?;
+    let run =
+        run.map_or_else(|| machine.touch(&touch), Ok).map_err(|error| explained(error.into(), &[region]))?;
     let mapped = machine.mapped()?;
     let memory = machine.slot(slot).context("the slot is gone")?.memory();
     check_words(memory, setting.access, run.sum)?;
@@ -147,7 +149,10 @@ pub(crate) fn record<K: Kernel>(kernel: &K, setting: &Setting) -> anyhow::Result
     let region = region(&touch, &memory);
     machine.slots().add(BASE, memory, SlotFlags::NONE)?;
     machine.map_own_memory(touch.range)?;
-    watch(&[region], setting.identity(), || Ok(machine.touch(&touch)?.faults))
+    watch(&[region], setting.identity(), || {
+        let run = machine.touch(&touch).map_err(|error| explained(error.into(), &[region]))?;
+        Ok(run.faults)
+    })
 }
 
 /// Lets the guest run from the start, and maps ahead of it on the spare vCPUs.

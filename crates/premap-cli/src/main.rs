@@ -4,6 +4,7 @@ mod backend;
 mod doctor;
 mod exec;
 mod failure;
+mod files;
 mod first_touch;
 mod host_memory;
 mod linux_guest;

@@ -1,13 +1,32 @@
 //! How memory is mapped before a guest runs, whatever the guest.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use premap::{Budget, Engine, Plan, Region, Report};
+use premap::{Budget, Engine, Fate, Plan, Region, Report, Stage, Stages};
+use premap_kvm::linux::Vcpu as NoVcpu;
 use premap_kvm::{Vcpu, Vm};
 
 use crate::output::progress::Bar;
+use crate::size::Size;
 use crate::strategy::Strategy;
 use crate::working_set::First;
+
+/// Adds to a guest's failure what of its memory the host does not give, if that may be the cause: the guest meets it as an
+/// errno of KVM_RUN that says nothing of memory.
+pub(crate) fn explained(error: anyhow::Error, regions: &[Region]) -> anyhow::Error {
+    let Ok(plan) = Plan::new(regions.iter().copied()) else { return error };
+    let mut engine = Engine::new().stages(Stages::Host).budget(Budget::within_host_memory());
+    let Ok(report) = engine.run::<NoVcpu<OwnedFd>>(&plan, &mut []) else { return error };
+    let failed = report.unmapped.iter().find(|lost| lost.reason.fate() == Fate::Failed);
+    match failed.filter(|lost| lost.stage == Stage::Host) {
+        Some(lost) => {
+            let bytes = Size(report.host.failed);
+            error.context(format!("{bytes} of the guest's memory can't be had: host stage: {}", lost.reason))
+        }
+        None => error,
+    }
+}
 
 /// What the flags say of mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -120,10 +120,20 @@ fn compare<K: Kernel>(
     Ok(told_failures(&all))
 }
 
-/// Tells of memory that the kernel refused to map. What a deadline left is no failure.
+/// Tells of memory that the kernel refused to map. What a deadline or a limit left is no failure.
 fn told_failures(all: &[Series]) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     for series in all {
+        let short = |outcome: &&Outcome| outcome.report.host.abandoned.max(outcome.report.second.abandoned);
+        let limited = series.samples().filter(|outcome| outcome.report.limit.is_some()).max_by_key(short);
+        if let Some((outcome, limit)) =
+            limited.and_then(|outcome| Some((outcome, outcome.report.limit.as_ref()?)))
+        {
+            let (strategy, bytes) = (series.strategy().name(), Size(short(&outcome)));
+            tell(format_args!(
+                "{strategy}: {bytes} were left to the guest's faults, since they don't fit into {limit}"
+            ));
+        }
         for (stage, name) in [(Stage::Host, "host"), (Stage::Second, "second")] {
             let failed = |outcome: &&Outcome| match stage {
                 Stage::Host => outcome.report.host.failed,

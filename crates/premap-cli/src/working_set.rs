@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::Context;
 use clap::Args;
 use premap::working_set::{Identity, WorkingSet};
 use premap::{HostMemory, Region};
 
 use crate::failure::BadUse;
+use crate::files::{self, Kind};
 use crate::options::pages;
 use crate::size::Size;
 
@@ -82,7 +82,7 @@ impl First {
 }
 
 fn read(path: &Path) -> anyhow::Result<WorkingSet> {
-    let bytes = std::fs::read(path).with_context(|| format!("--working-set {}", path.display()))?;
+    let bytes = files::read(path, &format!("--working-set {}", path.display()), Kind::WORKING_SET)?;
     Ok(WorkingSet::decode(&bytes).map_err(|malformed| refused(path, &malformed))?)
 }
 

@@ -5,13 +5,15 @@ mod command;
 use command::premap;
 use serde_json::Value;
 
-const CHECKS: [&str; 7] = [
+const CHECKS: [&str; 9] = [
     "kernel release",
     "/dev/kvm",
     "two-stage trial",
     "second-stage paging",
     "transparent huge pages",
     "hugetlb pages",
+    "memory limits",
+    "hugetlb limits",
     "userfaultfd",
 ];
 

@@ -9,16 +9,19 @@
 //! ([`HostMemory::Front`]). Any other front is memory that the guest may never touch, taken from what it does.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use premap_address_space::limits::{Limit, Limits, Mapping, Pages};
-use premap_address_space::{copied, present};
+use premap_address_space::{Kind, copied, present};
 
 use crate::budget::{Budget, HostMemory};
 use crate::engine::Stages;
+use crate::mappings::{Mappings, host_range};
 use crate::memory::{Backing, Region, Touch};
-use crate::plan::Piece;
+use crate::plan::{Chunk, Piece};
 use crate::report::{Reason, Stage};
+use crate::survey::reason_at;
 use crate::tally::Tally;
 
 /// How many stretches of present memory are mapped of a plan that does not fit; memory that is scattered more widely is
@@ -26,14 +29,18 @@ use crate::tally::Tally;
 const MOST_STRETCHES: usize = 4096;
 /// The second-stage tables and the host's take 1/512 of the memory each, where it is in pages of 4 KiB.
 const TABLES: u64 = 256;
-/// How fast memory goes at most, in bytes a nanosecond: by that the room is looked at again before it can be used up.
-const FASTEST: u64 = 8;
-const LOOK_EVERY: Range<Duration> = Duration::from_millis(1)..Duration::from_millis(50);
+/// How long a look at the room holds,
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// and for which part of it: so many VMs may start side by side on the same look.
+const SHARE: u64 = 8;
 
 /// The room of a run, which has an end only where the caller wants it to.
 #[derive(Debug, Default)]
 pub(crate) struct Room {
     within: Option<(HostMemory, Limits)>,
+    /// Whether the run takes any of it. What it has already is mapped whatever the room.
+    is_taken: bool,
+    granted: Mutex<Granted>,
 }
 
 impl Room {
@@ -43,44 +50,107 @@ impl Room {
             (HostMemory::Whole, Some(_)) => HostMemory::Front,
             (within, _) => within,
         };
-        Self { within: (within != HostMemory::Unlimited).then(|| (within, Limits::find())) }
+        Self {
+            within: (within != HostMemory::Unlimited).then(|| (within, Limits::find())),
+            ..Self::default()
+        }
     }
 
     /// The pieces, or parts of them, that fit. The others are lost.
-    pub(crate) fn fit(&self, pieces: Vec<Piece>, stages: Stages, lost: &mut Tally) -> Vec<Piece> {
+    pub(crate) fn fit(
+        &mut self,
+        pieces: Vec<Piece>,
+        stages: Stages,
+        mappings: &Mappings,
+        lost: &mut Tally,
+    ) -> Vec<Piece> {
         let Some((within, limits)) = &self.within else { return pieces };
-        fit(pieces, stages, *within, |pages| limits.tightest(pages, Mapping::Made), lost)
+        let looked = |piece: Piece| Looked {
+            takes: takes(piece.region, stages, mappings),
+            piece,
+            present: Vec::new(),
+        };
+        let pieces = pieces.into_iter().map(looked).collect();
+        let kept = fit(pieces, stages, *within, |pages| limits.tightest(pages, Mapping::Made), lost);
+        self.is_taken = kept.takes;
+        kept.pieces
     }
 
-    /// Begins to watch the room while a run goes on.
-    pub(crate) fn watch(&self) -> Watch<'_> {
-        Watch { limits: self.within.as_ref().map(|(_, limits)| limits), next: Instant::now() }
+    /// Has a thread make a chunk present, until what it is given is dropped.
+    ///
+    /// # Errors
+    /// The limit that is too close by now, whoever has come there: half of its margin is to be left.
+    pub(crate) fn begin(&self, chunk: &Chunk) -> Result<Taking<'_>, Limit> {
+        let nothing = Taking { room: self, bytes: 0 };
+        let Some((_, limits)) = self.within.as_ref().filter(|_| self.is_taken) else { return Ok(nothing) };
+        let mut bytes = chunk.range.bytes();
+        let mut granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
+        if granted.bytes < bytes || granted.until <= Instant::now() {
+            let limit = limits.tightest(Pages::Ordinary, Mapping::Made);
+            *granted = granted.renewed(bytes, limit).or_else(|limit| {
+                // What of it is present takes nothing.
+                bytes = absent(chunk);
+                granted.renewed(bytes, Some(limit))
+            })?;
+        }
+        granted.bytes -= bytes;
+        granted.taking += bytes;
+        Ok(Taking { room: self, bytes })
     }
 }
 
-/// Looks at the room from time to time.
-pub(crate) struct Watch<'a> {
-    limits: Option<&'a Limits>,
-    next: Instant,
+/// What may be taken before the room is looked at again, which costs too much to do for every chunk.
+#[derive(Debug)]
+struct Granted {
+    bytes: u64,
+    until: Instant,
+    /// What threads have begun to take, and so may not be gone from the room yet.
+    taking: u64,
 }
 
-impl Watch<'_> {
-    /// How long until it is to be looked again, if at all.
-    pub(crate) fn wait(&self) -> Option<Duration> {
-        self.limits.map(|_| self.next.saturating_duration_since(Instant::now()))
+impl Default for Granted {
+    fn default() -> Self {
+        Self { bytes: 0, until: Instant::now(), taking: 0 }
     }
+}
 
-    /// The limit that others have come too close to, if it is time to look: half of the margin is left. Pages of hugetlb
-    /// are not looked after, since nobody is killed for want of them.
-    pub(crate) fn look(&mut self) -> Option<Limit> {
-        let limits = self.limits.filter(|_| self.next <= Instant::now())?;
-        self.next = Instant::now() + LOOK_EVERY.end;
-        let tightest = limits.tightest(Pages::Ordinary, Mapping::Made)?;
-        let room = tightest.left.saturating_sub(tightest.margin() / 2);
-        let wait = Duration::from_nanos(room / FASTEST);
-        self.next = Instant::now() + wait.clamp(LOOK_EVERY.start, LOOK_EVERY.end);
-        (room == 0).then_some(tightest)
+impl Granted {
+    /// A share of the room that leaves others theirs, but no less than what is wanted now.
+    fn renewed(&self, wanted: u64, limit: Option<Limit>) -> Result<Self, Limit> {
+        let floor = limit.as_ref().map_or(0, |limit| limit.margin() / 2);
+        let left = limit.as_ref().map_or(u64::MAX, |limit| limit.left);
+        let room = left.saturating_sub(floor).saturating_sub(self.taking);
+        match limit.filter(|_| room < wanted) {
+            Some(limit) => Err(limit),
+            None => {
+                Ok(Self { bytes: (room / SHARE).max(wanted), until: Instant::now() + LOOK_EVERY, ..*self })
+            }
+        }
     }
+}
+
+/// Memory that a thread is taking.
+#[must_use]
+pub(crate) struct Taking<'a> {
+    room: &'a Room,
+    bytes: u64,
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            let mut granted = self.room.granted.lock().unwrap_or_else(PoisonError::into_inner);
+            granted.taking = granted.taking.saturating_sub(self.bytes);
+        }
+    }
+}
+
+/// How much of a chunk is not present.
+fn absent(&Chunk { range, host, backing, touch }: &Chunk) -> u64 {
+    let piece = Piece { place: 0, region: Region { range, host, backing, touch } };
+    let mut looked = Looked { piece, takes: Some(Pages::Ordinary), present: Vec::new() };
+    looked.look();
+    looked.absent()
 }
 
 /// What a plan takes of one kind of pages, and what of it there is.
@@ -98,15 +168,22 @@ impl Account {
     }
 }
 
-fn fit(
+/// What of a plan is mapped.
+struct Kept {
     pieces: Vec<Piece>,
+    /// Whether it takes ordinary pages.
+    takes: bool,
+}
+
+fn fit(
+    mut pieces: Vec<Looked>,
     stages: Stages,
     within: HostMemory,
     room: impl Fn(Pages) -> Option<Limit>,
     lost: &mut Tally,
-) -> Vec<Piece> {
+) -> Kept {
     let mut accounts: Vec<Account> = Vec::new();
-    for (piece, pages) in pieces.iter().filter_map(|piece| Some((piece, takes(piece.region, stages)?))) {
+    for (piece, pages) in pieces.iter().filter_map(|looked| Some((looked.piece, looked.takes?))) {
         let bytes = cost(pages, piece.region.range.bytes());
         match accounts.iter_mut().find(|account| account.pages == pages) {
             Some(account) => account.wanted = account.wanted.saturating_add(bytes),
@@ -118,23 +195,29 @@ fn fit(
         let wanted = accounts.iter().fold(0_u64, |sum, account| sum.saturating_add(account.wanted));
         accounts.iter().all(Account::fits) && wanted <= own
     };
+    let whole = |pieces: Vec<Looked>, accounts: &[Account]| Kept {
+        pieces: pieces.into_iter().map(|looked| looked.piece).collect(),
+        takes: accounts.iter().any(|account| account.pages == Pages::Ordinary && account.wanted > 0),
+    };
     if fits(&accounts) {
-        return pieces;
+        return whole(pieces, &accounts);
     }
     // Only now is it worth looking at what is there.
-    let pieces: Vec<_> = pieces.into_iter().map(|piece| Looked::at(piece, stages)).collect();
+    pieces.iter_mut().for_each(Looked::look);
     for account in &mut accounts {
         let of_kind = pieces.iter().filter(|looked| looked.takes == Some(account.pages));
         account.wanted =
             of_kind.fold(0, |sum, looked| sum.saturating_add(cost(account.pages, looked.absent())));
     }
     if fits(&accounts) {
-        return pieces.into_iter().map(|looked| looked.piece).collect();
+        return whole(pieces, &accounts);
     }
     for account in &mut accounts {
         let spare = account.limit.as_ref().map_or(u64::MAX, Limit::spare);
         account.allowance = if within == HostMemory::Whole && !account.fits() { 0 } else { spare };
     }
+    let takes =
+        accounts.iter().any(|account| account.pages == Pages::Ordinary && account.allowance.min(own) > 0);
     let mut kept = Vec::new();
     let mut stretches = MOST_STRETCHES;
     for Looked { piece, takes, present } in pieces {
@@ -157,7 +240,7 @@ fn fit(
             }
         }
     }
-    kept
+    Kept { pieces: kept, takes }
 }
 
 /// Keeps of an absent part what may be taken, and loses the rest.
@@ -193,8 +276,7 @@ fn take(
     keep(piece, part.start..part.start + head, kept);
     if let Some(region) = cut(piece.region, part.start + head..part.end) {
         for stage in [Stage::Host, Stage::Second] {
-            let why = if stages.include(stage) { why } else { Reason::NotAsked };
-            lost.lost(piece.place, stage, region.range, why);
+            lost.lost(piece.place, stage, region.range, reason_at(stage, stages, why));
         }
     }
 }
@@ -218,7 +300,7 @@ fn cut(region: Region, part: Range<u64>) -> Option<Region> {
     (!part.is_empty()).then_some(Region { range, host: region.host.checked_add(part.start)?, ..region })
 }
 
-/// A piece, and what of it is present, by offset.
+/// A piece, the pages that it takes, and what of it is present, by offset, once that was looked at.
 struct Looked {
     piece: Piece,
     takes: Option<Pages>,
@@ -226,12 +308,11 @@ struct Looked {
 }
 
 impl Looked {
-    fn at(piece: Piece, stages: Stages) -> Self {
-        let Region { range, host, backing, .. } = piece.region;
-        let takes = takes(piece.region, stages);
+    fn look(&mut self) {
+        let Region { range, host, backing, .. } = self.piece.region;
         let start = host.raw();
         let end = start.saturating_add(range.bytes());
-        let found = match (takes, backing) {
+        let found = match (self.takes, backing) {
             (None, _) | (_, Backing::GuestMemfd) => Ok(Vec::new()),
             (_, Backing::PrivateFile) => copied(start..end),
             _ => present(start..end),
@@ -242,7 +323,7 @@ impl Looked {
         let whole = |part: Range<u64>| {
             (part.start - start).next_multiple_of(unit)..(part.end.min(end) - start) / unit * unit
         };
-        Self { piece, takes, present: found.map(whole).filter(|part| !part.is_empty()).collect() }
+        self.present = found.map(whole).filter(|part| !part.is_empty()).collect();
     }
 
     fn absent(&self) -> u64 {
@@ -252,12 +333,17 @@ impl Looked {
     }
 }
 
-/// Which pages it takes to make a region present, if any: a read of private memory only borrows the zero page, or what the
-/// page cache has and gives back.
-fn takes(Region { backing, touch, .. }: Region, stages: Stages) -> Option<Pages> {
+/// Which pages it takes to make a region present, if any: a read of private memory only borrows the zero page, and a read
+/// of a file on disk what the page cache gives back at need.
+fn takes(region: Region, stages: Stages, mappings: &Mappings) -> Option<Pages> {
+    let Region { range, host, backing, touch } = region;
+    let on_disk = || {
+        let behind = mappings.behind(host_range(host, range.bytes())).unwrap_or_default();
+        behind.iter().any(|(_, area)| area.as_ref().is_some_and(|area| area.kind == Kind::SharedFile))
+    };
     match backing {
         Backing::Hugetlb(size) => Some(Pages::Hugetlb(size.bytes())),
-        Backing::Shared => Some(Pages::Ordinary),
+        Backing::Shared => (touch == Touch::Write || !on_disk()).then_some(Pages::Ordinary),
         Backing::GuestMemfd => stages.include(Stage::Second).then_some(Pages::Ordinary),
         Backing::Anonymous | Backing::PrivateFile => {
             (touch == Touch::Write && stages.include(Stage::Host)).then_some(Pages::Ordinary)

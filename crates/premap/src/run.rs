@@ -87,10 +87,10 @@ pub(crate) struct Run<'a> {
 impl<'a> Run<'a> {
     /// A run of the plan, in chunks of `chunk_bytes` unless it says otherwise. Looks at what its memory is, and touches
     /// none of it yet.
-    pub(crate) fn new(terms: Terms, plan: &Plan, chunk_bytes: u64, control: &'a Control) -> Self {
+    pub(crate) fn new(mut terms: Terms, plan: &Plan, chunk_bytes: u64, control: &'a Control) -> Self {
         let mappings = Mappings::read(terms.stages, control.entrance.changes());
         let Survey { pieces, mut lost } = survey(plan.pieces(), terms.stages, &mappings);
-        let pieces = terms.room.fit(pieces, terms.stages, &mut lost);
+        let pieces = terms.room.fit(pieces, terms.stages, &mappings, &mut lost);
         for stage in [Stage::Host, Stage::Second] {
             control.meter.pass(stage, lost.bytes(stage));
         }
@@ -230,7 +230,10 @@ impl<'a> Run<'a> {
     /// Takes a chunk through the host stage at the run's pace.
     fn begin_chunk(&self, numbered: Numbered, tally: &mut Tally) {
         self.pacer.wait(self.control);
-        self.pacer.charge(numbered.chunk.range.bytes(), || self.populate(numbered, tally));
+        let bytes = numbered.chunk.range.bytes();
+        // Where others have used up the room that there was, the run is over, and the chunk lost for that reason.
+        let _taking = self.terms.room.begin(&numbered.chunk).map_err(|limit| self.control.run_short(limit));
+        self.pacer.charge(bytes, || self.populate(numbered, tally));
     }
 
     /// Takes a chunk through the host stage, if that was asked for, and hands it on.
@@ -312,7 +315,6 @@ impl<'a> Run<'a> {
 
     /// Watches until every thread has ended.
     fn watch(&self, told: &mut Told<impl FnMut(&Progress)>) {
-        let mut room = self.terms.room.watch();
         let begin = self.control.meter.begin();
         while self.at_work.load(Ordering::Acquire) > 0 {
             let ended = self.control.ended().is_some();
@@ -322,10 +324,7 @@ impl<'a> Run<'a> {
                 self.wake();
             }
             self.watched.iter().for_each(|worker| worker.interrupt_after(limit, begin));
-            self.control.bell.wait(room.wait().map_or(every, |wait| wait.min(every)));
-            if let Some(limit) = room.look() {
-                self.control.run_short(limit);
-            }
+            self.control.bell.wait(every);
             told.tell(self.control);
         }
         told.last(self.control);

@@ -48,11 +48,12 @@ fn limit(files: &Files, group: &Group, name: &str, page: u64) -> Option<Limit> {
         Version::One => ("limit_in_bytes", "usage_in_bytes"),
         Version::Two => ("max", "current"),
     };
-    let number = |what| files.number(&group.path.join(format!("{name}.{what}")));
+    let path = |what| group.path.join(format!("{name}.{what}"));
+    let number = |what| files.number(&path(what));
     // Version 1 writes the largest number of pages for no limit.
     let bytes = number(most).filter(|bytes| *bytes < super::memory::UNLIMITED)?;
     let left = bytes.saturating_sub(number(used)?) / page.max(1) * page;
-    Some(Limit { kind: LimitKind::HugetlbCgroup, path: Some(group.path.clone()), bytes, left })
+    Some(Limit { kind: LimitKind::HugetlbCgroup, path: Some(path(most)), bytes, left })
 }
 
 /// The name of a page size in the files' names: 64KB, 2MB, 1GB.

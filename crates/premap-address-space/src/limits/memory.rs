@@ -34,8 +34,8 @@ fn number(files: &Files, group: &Group, name: &str) -> Option<u64> {
     files.number(&group.path.join(name))
 }
 
-fn limit(group: &Group, bytes: u64, used: u64) -> Limit {
-    let path = Some(group.path.clone());
+fn limit(group: &Group, file: &str, bytes: u64, used: u64) -> Limit {
+    let path = Some(group.path.join(file));
     Limit { kind: LimitKind::Cgroup, path, bytes, left: bytes.saturating_sub(used) }
 }
 
@@ -50,10 +50,11 @@ fn reclaimable(stat: &[u8], prefix: &str) -> u64 {
 fn second_version(files: &Files, group: &Group) -> Option<Limit> {
     let number = |name| number(files, group, name);
     // Beyond `high` nothing is killed, but everything is slowed down to a crawl.
-    let bytes = [number("memory.max"), number("memory.high")].into_iter().flatten().min()?;
+    let both = ["memory.max", "memory.high"].into_iter();
+    let (bytes, file) = both.filter_map(|file| Some((number(file)?, file))).min()?;
     let stat = files.read(&group.path.join("memory.stat")).unwrap_or_default();
     let used = number("memory.current")?.saturating_sub(reclaimable(&stat, ""));
-    Some(limit(group, bytes, used))
+    Some(limit(group, file, bytes, used))
 }
 
 fn first_version(files: &Files, group: &Group) -> Option<Limit> {
@@ -62,9 +63,10 @@ fn first_version(files: &Files, group: &Group) -> Option<Limit> {
     let reclaimable = reclaimable(&stat, "total_");
     // The second counts swap too.
     let both = ["memory", "memory.memsw"].into_iter().filter_map(|name| {
-        let bytes = number(&format!("{name}.limit_in_bytes")).filter(|bytes| *bytes < UNLIMITED)?;
+        let file = format!("{name}.limit_in_bytes");
+        let bytes = number(&file).filter(|bytes| *bytes < UNLIMITED)?;
         let used = number(&format!("{name}.usage_in_bytes"))?;
-        Some(limit(group, bytes, used.saturating_sub(reclaimable)))
+        Some(limit(group, &file, bytes, used.saturating_sub(reclaimable)))
     });
     both.min_by_key(|limit| limit.left)
 }
@@ -78,5 +80,5 @@ fn hidden(files: &Files, own: &Group, outermost: &Group, seen: &[Limit]) -> Opti
     }
     let outer = files.read(&outermost.path.join("memory.stat")).unwrap_or_default();
     let used = number(files, outermost, "memory.usage_in_bytes")?;
-    Some(limit(outermost, bytes, used.saturating_sub(reclaimable(&outer, "total_"))))
+    Some(limit(outermost, "memory.stat", bytes, used.saturating_sub(reclaimable(&outer, "total_"))))
 }

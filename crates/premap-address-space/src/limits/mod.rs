@@ -69,7 +69,7 @@ impl fmt::Display for LimitKind {
 pub struct Limit {
     /// Its kind.
     pub kind: LimitKind,
-    /// The cgroup's directory, or the pool's.
+    /// The file in the cgroup's directory that states it, or the pool's directory.
     pub path: Option<PathBuf>,
     /// How many bytes it allows in all.
     pub bytes: u64,
@@ -102,26 +102,26 @@ impl Limit {
     }
 }
 
-/// With its size: `the memory limit of cgroup /sys/fs/cgroup/vm (200 MiB)`.
+/// With its file and size: `the memory limit of cgroup /sys/fs/cgroup/vm (memory.max, 200 MiB)`.
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.kind, &self.path) {
-            (LimitKind::Available, _) => {
-                return write!(f, "{} ({} of {} MiB)", self.kind, self.left >> 20, self.bytes >> 20);
+        let (kind, left, mib) = (self.kind, self.left >> 20, self.bytes >> 20);
+        let group = self
+            .path
+            .as_deref()
+            .and_then(|path| Some((path.parent()?.display(), path.file_name()?.display())));
+        match (kind, group) {
+            (LimitKind::Available, _) => write!(f, "{kind} ({left} of {mib} MiB)"),
+            (LimitKind::HugetlbPool, _) => write!(f, "{kind} ({left} of {mib} MiB free)"),
+            (LimitKind::AddressSpace, _) => write!(f, "{kind} (RLIMIT_AS, {mib} MiB)"),
+            (LimitKind::Cgroup, Some((group, file))) => {
+                write!(f, "the memory limit of cgroup {group} ({file}, {mib} MiB)")
             }
-            (LimitKind::HugetlbPool, _) => {
-                return write!(f, "{} ({} of {} MiB free)", self.kind, self.left >> 20, self.bytes >> 20);
+            (LimitKind::HugetlbCgroup, Some((group, file))) => {
+                write!(f, "the hugetlb limit of cgroup {group} ({file}, {mib} MiB)")
             }
-            (LimitKind::Cgroup, Some(path)) => write!(f, "the memory limit of cgroup {}", path.display()),
-            (LimitKind::HugetlbCgroup, Some(path)) => {
-                write!(f, "the hugetlb limit of cgroup {}", path.display())
-            }
-            (LimitKind::AddressSpace, _) => {
-                f.write_str("RLIMIT_AS, the limit on this process's address space")
-            }
-            (kind, None) => kind.fmt(f),
-        }?;
-        write!(f, " ({} MiB)", self.bytes >> 20)
+            (LimitKind::Cgroup | LimitKind::HugetlbCgroup, None) => write!(f, "{kind} ({mib} MiB)"),
+        }
     }
 }
 

@@ -74,10 +74,10 @@ fn the_tightest_group_above_counts_and_file_pages_do_not() {
         .with("/sys/fs/cgroup/vms/memory.max", "209715200\n")
         .with("/sys/fs/cgroup/vms/memory.current", "104857600\n")
         .with("/sys/fs/cgroup/vms/memory.stat", "anon 1\ninactive_file 41943040\nactive_file 20971520\n");
-    let told = "the memory limit of cgroup /sys/fs/cgroup/vms (200 MiB)";
+    let told = "the memory limit of cgroup /sys/fs/cgroup/vms (memory.max, 200 MiB)";
     host.check(Pages::Ordinary, Mapping::Made, LimitKind::Cgroup, 150 * MIB, told);
     let host = host.with("/sys/fs/cgroup/vms/one/memory.high", "104857600\n");
-    let told = "the memory limit of cgroup /sys/fs/cgroup/vms/one (100 MiB)";
+    let told = "the memory limit of cgroup /sys/fs/cgroup/vms/one (memory.high, 100 MiB)";
     host.check(Pages::Ordinary, Mapping::Made, LimitKind::Cgroup, 100 * MIB - 4096, told);
 }
 
@@ -100,7 +100,7 @@ fn version_1_counts_swap_where_that_is_tighter_and_skips_groups_that_count_only_
         Mapping::Made,
         LimitKind::Cgroup,
         150 * MIB,
-        &format!("the memory limit of cgroup {} (200 MiB)", "/cg/memory/a/b"),
+        "the memory limit of cgroup /cg/memory/a/b (memory.memsw.limit_in_bytes, 200 MiB)",
     );
 }
 
@@ -111,7 +111,7 @@ fn a_limit_above_what_is_mounted_is_told_by_the_group_below() {
         .with("/cg/memory/memory.limit_in_bytes", "9223372036854771712\n")
         .with("/cg/memory/memory.usage_in_bytes", "52428800\n")
         .with("/cg/memory/memory.stat", "hierarchical_memory_limit 104857600\n");
-    let told = "the memory limit of cgroup /cg/memory (100 MiB)";
+    let told = "the memory limit of cgroup /cg/memory (memory.stat, 100 MiB)";
     host.check(Pages::Ordinary, Mapping::Made, LimitKind::Cgroup, 50 * MIB, told);
 }
 
@@ -141,15 +141,15 @@ fn hugetlb_cgroups_of_both_versions_are_read_and_reservations_bound_new_mappings
         .with("/sys/fs/cgroup/a/hugetlb.2MB.rsvd.current", "52428800\n")
         .with("/sys/fs/cgroup/a/hugetlb.1GB.max", "0\n")
         .with("/sys/fs/cgroup/a/hugetlb.1GB.current", "0\n");
-    let told = "the hugetlb limit of cgroup /sys/fs/cgroup/a (100 MiB)";
+    let told = "the hugetlb limit of cgroup /sys/fs/cgroup/a (hugetlb.2MB.max, 100 MiB)";
     host.check(HUGE, Mapping::Made, LimitKind::HugetlbCgroup, 96 * MIB, told);
-    let told = "the hugetlb limit of cgroup /sys/fs/cgroup/a (50 MiB)";
+    let told = "the hugetlb limit of cgroup /sys/fs/cgroup/a (hugetlb.2MB.rsvd.max, 50 MiB)";
     host.check(HUGE, Mapping::Planned, LimitKind::HugetlbCgroup, 0, told);
     let host = Host::new("huge1")
         .v1("/a")
         .with("/cg/huge/a/hugetlb.2MB.limit_in_bytes", "104857600\n")
         .with("/cg/huge/a/hugetlb.2MB.usage_in_bytes", "4194304\n");
-    let told = "the hugetlb limit of cgroup /cg/huge/a (100 MiB)";
+    let told = "the hugetlb limit of cgroup /cg/huge/a (hugetlb.2MB.limit_in_bytes, 100 MiB)";
     host.check(HUGE, Mapping::Made, LimitKind::HugetlbCgroup, 96 * MIB, told);
 }
 

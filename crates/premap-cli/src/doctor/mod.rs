@@ -5,6 +5,7 @@
 
 mod check;
 mod device;
+mod limits;
 mod memory;
 mod paging;
 mod release;
@@ -45,6 +46,7 @@ fn examine() -> Vec<Check> {
     }
     checks.push(memory::transparent_huge_pages());
     checks.push(memory::hugetlb());
+    checks.extend(limits::checks());
     checks.push(userfaultfd::check());
     checks
 }

@@ -14,6 +14,7 @@ use anyhow::Context;
 use rustix::process::{getgid, getuid};
 
 use crate::failure::BadUse;
+use crate::files;
 
 /// What a program's file tells of its linking.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +51,7 @@ pub(super) fn find(name: &OsStr) -> anyhow::Result<PathBuf> {
 /// The reason, with the way out.
 pub(super) fn check(program: &Path) -> anyhow::Result<()> {
     let name = program.display();
-    let mut file = File::open(program).with_context(|| name.to_string())?;
+    let mut file = files::open(program).with_context(|| name.to_string())?;
     let linking = linking(&mut file).with_context(|| name.to_string())?;
     let refused = match linking {
         Linking::Static => Some(

@@ -4,11 +4,11 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 use premap_linux_guest::{Image, Until};
 
 use crate::failure::BadUse;
+use crate::files::{self, Kind};
 use crate::size::duration;
 
 /// What the flags fall back to.
@@ -90,9 +90,9 @@ impl Flags {
         })?;
         // The default initramfs belongs to the default kernel.
         let initrd = self.initrd.clone().or_else(|| default(INITRD).filter(|_| self.kernel.is_none()));
-        let initrd_bytes = initrd.as_ref().map(|path| read("--initrd", path)).transpose()?;
+        let initrd_bytes = initrd.as_ref().map(|path| read("--initrd", path, Kind::INITRAMFS)).transpose()?;
         let cmdline = self.cmdline.as_deref().unwrap_or(CMDLINE);
-        let image = Image::new(read("--kernel", &kernel)?, initrd_bytes, cmdline);
+        let image = Image::new(read("--kernel", &kernel, Kind::KERNEL)?, initrd_bytes, cmdline);
         Ok(image.map_err(|error| BadUse(format!("--kernel {}: {error}", kernel.display())))?)
     }
 
@@ -106,8 +106,8 @@ impl Flags {
     }
 }
 
-fn read(flag: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("{flag} {}", path.display()))
+fn read(flag: &str, path: &Path, kind: Kind) -> anyhow::Result<Vec<u8>> {
+    files::read(path, &format!("{flag} {}", path.display()), kind)
 }
 
 #[cfg(test)]

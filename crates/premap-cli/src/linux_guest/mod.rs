@@ -13,7 +13,7 @@ use premap_linux_guest::{Boot, End, Image, LinuxMachine, MAX_VCPUS, Shape, Until
 use crate::backend::unopened;
 use crate::failure::{BadUse, tell};
 use crate::first_touch::Outcome;
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, explained};
 use crate::options;
 use crate::output::progress::Bar;
 use crate::record::{Recorded, watch};
@@ -56,13 +56,15 @@ impl Bootable {
 
     /// Boots a machine up to where it is to run.
     fn boot(&self, machine: &mut LinuxMachine) -> anyhow::Result<Boot> {
-        let boot = machine.boot(&self.until)?;
+        let boot = machine.boot(&self.until);
+        // Whatever became of the boot: the console says most of why.
         let console = machine.console();
         if let Some(path) = &self.console {
             std::fs::write(path, &console).with_context(|| format!("--console {}", path.display()))?;
         }
         let last = console.lines().map(str::trim).rfind(|line| !line.is_empty());
         let last = last.map_or("its console is empty".to_owned(), |line| format!("its last line: {line}"));
+        let boot = boot.map_err(|error| anyhow!("{error}; {last}"))?;
         let marker = self.until.marker.as_deref();
         match (boot.end, marker) {
             (End::Marker, _) | (End::PowerOff, None) => Ok(boot),
@@ -86,7 +88,10 @@ impl Bootable {
     pub(crate) fn record(&self) -> anyhow::Result<Recorded> {
         let mut machine = self.machine(0)?;
         let memory = machine.regions(premap::Touch::Write);
-        watch(&memory, self.identity(), || Ok(self.boot(&mut machine)?.cost.faults))
+        watch(&memory, self.identity(), || {
+            let boot = self.boot(&mut machine).map_err(|error| explained(error, &memory))?;
+            Ok(boot.cost.faults)
+        })
     }
 
     /// Measures one strategy.
@@ -104,14 +109,14 @@ impl Bootable {
         let vcpu = lent.vcpus.first_mut().context("a machine without a vCPU")?;
         let support = probe::pre_fault(&lent.vm, vcpu);
         let (report, boot) = if in_background {
-            let background = mapping.engine(&lent.vm).background(mapping.plan(regions)?, spares)?;
+            let background = mapping.engine(&lent.vm).background(mapping.plan(regions.clone())?, spares)?;
             bar.running();
-            let boot = self.boot(&mut machine)?;
+            let boot = self.boot(&mut machine).map_err(|error| explained(error, &regions))?;
             (background.join()?, boot)
         } else {
-            let report = mapping.map(strategy, &lent.vm, &mut lent.vcpus, regions, bar)?;
+            let report = mapping.map(strategy, &lent.vm, &mut lent.vcpus, regions.clone(), bar)?;
             bar.running();
-            (report, self.boot(&mut machine)?)
+            (report, self.boot(&mut machine).map_err(|error| explained(error, &regions))?)
         };
         Ok(Outcome {
             strategy,

@@ -96,15 +96,20 @@ impl<F: AsFd> crate::Vcpu for Vcpu<F> {
     }
 }
 
+/// Some hundred statistics make some ten KiB; a descriptor that is something else is not read on.
+const LONGEST_STATS: u64 = 1 << 20;
+
 /// Reads the statistics of a VM or a vCPU, to the end of their file.
 fn read_stats(fd: &impl AsFd) -> Result<Stats> {
     // SAFETY: KVM_GET_STATS_FD takes no argument and gives a new descriptor.
     let number = unsafe { ioctl(fd, ByValue::<{ abi::KVM_GET_STATS_FD }>(0)) }?;
     let number = i32::try_from(number).map_err(|_| Errno::BADF)?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
-    let mut file = File::from(unsafe { OwnedFd::from_raw_fd(number) });
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(number) });
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    file.take(LONGEST_STATS)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     Stats::parse(&bytes).map_err(|_| Errno::PROTO)
 }
 

@@ -14,7 +14,7 @@ use crate::report::Report;
 const MIB: u64 = 1 << 20;
 /// What a cgroup of `spare` bytes leaves, margin included.
 fn limit(kind: LimitKind, spare: u64) -> Limit {
-    let limit = Limit { kind, path: Some("/cg".into()), bytes: 64 * MIB, left: 0 };
+    let limit = Limit { kind, path: Some("/cg/memory.max".into()), bytes: 64 * MIB, left: 0 };
     Limit { left: spare + limit.margin(), ..limit }
 }
 
@@ -59,12 +59,18 @@ impl Drop for Area {
     }
 }
 
+fn looked(pieces: &[Piece]) -> Vec<Looked> {
+    let mappings = Mappings::read(Stages::Both, 0);
+    let takes = |piece: &Piece| takes(piece.region, Stages::Both, &mappings);
+    pieces.iter().map(|piece| Looked { piece: *piece, takes: takes(piece), present: Vec::new() }).collect()
+}
+
 /// Fits a plan into a room, and gives the parts kept in MiB from the area's start, and the report of what was lost.
 #[track_caller]
 fn check(pieces: &[Piece], within: HostMemory, spare: u64, expected: &[(u64, u64)]) -> Report {
     let mut lost = Tally::default();
     let room = |_| Some(limit(LimitKind::Cgroup, spare));
-    let kept = fit(pieces.to_vec(), Stages::Both, within, room, &mut lost);
+    let kept = fit(looked(pieces), Stages::Both, within, room, &mut lost).pieces;
     let base = pieces[0].region;
     let parts: Vec<_> = kept
         .iter()
@@ -101,7 +107,7 @@ fn of_a_plan_without_order_that_does_not_fit_only_present_memory_is_kept() {
     }
     let report = check(&[area.piece(Touch::Write)], HostMemory::Whole, 8 * MIB, &[(4, 2), (15, 1)]);
     assert_eq!(report.unmapped[0].reason, Reason::HostMemory(LimitKind::Cgroup));
-    assert_eq!(report.limit.as_deref(), Some("the memory limit of cgroup /cg (64 MiB)"));
+    assert_eq!(report.limit.as_deref(), Some("the memory limit of cgroup /cg (memory.max, 64 MiB)"));
 }
 
 #[test]
@@ -147,13 +153,13 @@ fn hugetlb_is_counted_against_its_own_pages_and_cut_on_them() {
     let backing = Backing::Hugetlb(PageSize::Size2M);
     let region = Region { range, host: Hva::new(huge), backing, touch: Touch::Write };
     let area = Area::new(4 * MIB);
-    let pieces = vec![Piece { place: 0, region }, area.piece(Touch::Write)];
+    let pieces = looked(&[Piece { place: 0, region }, area.piece(Touch::Write)]);
     let room = |pages| match pages {
         Pages::Ordinary => Some(limit(LimitKind::Available, 5 * MIB)),
         Pages::Hugetlb(_) => Some(limit(LimitKind::HugetlbPool, 3 * huge)),
     };
     let mut lost = Tally::default();
-    let kept = fit(pieces, Stages::Both, HostMemory::Front, room, &mut lost);
+    let kept = fit(pieces, Stages::Both, HostMemory::Front, room, &mut lost).pieces;
     let bytes: Vec<_> = kept.iter().map(|piece| piece.region.range.bytes()).collect();
     assert_eq!(bytes, [3 * huge, 4 * MIB]);
     let mut report = Report::default();
@@ -165,8 +171,8 @@ fn hugetlb_is_counted_against_its_own_pages_and_cut_on_them() {
 fn without_limits_everything_fits() {
     let area = Area::new(4 * MIB);
     let mut lost = Tally::default();
-    let pieces = vec![area.piece(Touch::Write)];
-    assert_eq!(fit(pieces.clone(), Stages::Both, HostMemory::Whole, |_| None, &mut lost), pieces);
+    let pieces = [area.piece(Touch::Write)];
+    assert_eq!(fit(looked(&pieces), Stages::Both, HostMemory::Whole, |_| None, &mut lost).pieces, pieces);
 }
 
 #[test]
@@ -178,10 +184,29 @@ fn memory_scattered_more_widely_than_is_worth_telling_is_lost_by_region() {
     }
     let mut lost = Tally::default();
     let room = |_| Some(limit(LimitKind::Cgroup, 0));
-    let kept = fit(vec![area.piece(Touch::Write)], Stages::Both, HostMemory::Whole, room, &mut lost);
+    let kept = fit(looked(&[area.piece(Touch::Write)]), Stages::Both, HostMemory::Whole, room, &mut lost);
+    assert!(!kept.takes, "it has them already");
+    let kept = kept.pieces;
     assert!(kept.len() <= MOST_STRETCHES, "{}", kept.len());
     let mut report = Report::default();
     lost.write(&mut report);
     let kept: u64 = kept.iter().map(|piece| piece.region.range.bytes()).sum();
     assert_eq!(kept + report.host.abandoned, pages * 4096);
+}
+
+#[test]
+fn a_share_of_the_room_is_granted_and_at_the_end_just_what_is_wanted() {
+    let room = |left: u64| Some(Limit { left, ..limit(LimitKind::Cgroup, 0) });
+    // Half of a margin of 32 MiB is kept back.
+    let granted = Granted::default().renewed(MIB, room(96 * MIB)).unwrap();
+    assert_eq!(granted.bytes, 10 * MIB);
+    assert_eq!(Granted::default().renewed(16 * MIB, room(96 * MIB)).unwrap().bytes, 16 * MIB);
+    assert_eq!(Granted::default().renewed(16 * MIB, room(32 * MIB)).unwrap().bytes, 16 * MIB);
+    let short = Granted::default().renewed(17 * MIB, room(32 * MIB)).unwrap_err();
+    assert_eq!(short.kind, LimitKind::Cgroup);
+    // What other threads have begun to take is gone, though it is not seen yet.
+    let busy = Granted { taking: 16 * MIB, ..Granted::default() };
+    assert!(busy.renewed(16 * MIB, room(47 * MIB)).is_err());
+    assert!(busy.renewed(16 * MIB, room(48 * MIB)).is_ok());
+    assert!(Granted::default().renewed(1 << 60, None).is_ok(), "what is not known is no limit");
 }

@@ -18,6 +18,7 @@ use premap_tdx::{Order, Tdvf, measure};
 use super::firmware;
 use super::measure::{hob, pages};
 use crate::failure::tell;
+use crate::host_memory;
 use crate::output::account::shortfall;
 use crate::size::Size;
 
@@ -54,6 +55,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let image = firmware::read(&options.file, options.vars.as_deref())?;
     let tdvf = Tdvf::parse(&image).with_context(name)?;
     let hob = hob(&tdvf, options.memory)?;
+    host_memory::check_td(options.memory)?;
     // The HOB was made, so RAM of this size can be.
     let ram = Ram::q35(options.memory.0).context("RAM")?;
     let memory = slots(&ram, &tdvf);
