@@ -26,7 +26,6 @@ const GET_REGS: Argument = request(abi::KVM_GET_REGS, "KVM_GET_REGS");
 const SET_SREGS: Argument = request(abi::KVM_SET_SREGS, "KVM_SET_SREGS");
 const CHECK_EXTENSION: Argument = request(abi::KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION");
 const GET_STATS_FD: Argument = request(abi::KVM_GET_STATS_FD, "KVM_GET_STATS_FD");
-const GET_REGS: Argument = request(abi::KVM_GET_REGS, "KVM_GET_REGS");
 const SCAN: Argument = request(PAGEMAP_SCAN, "PAGEMAP_SCAN");
 const QUERY: Argument = request(PROCMAP_QUERY, "PROCMAP_QUERY");
 const POPULATE_READ: Argument = advice(libc::MADV_POPULATE_READ, "MADV_POPULATE_READ");
