@@ -1,9 +1,11 @@
-//! The lab suite: the workspace's tests that need a kernel, and the acceptance cases, on each kernel; the scenarios on the first
-//! of them without the TDP MMU and without two-dimensional paging; and one boot of an unchanged VMM without and with
-//! `premap exec`.
+//! The lab suite: the workspace's tests that need a kernel, commands in cgroups too small for them, and the acceptance cases,
+//! on each kernel; the scenarios on the first of them without the TDP MMU and without two-dimensional paging; and an unchanged
+//! VMM without and with `premap exec`.
 //!
 //! Counts that fall short fail it. Times that do are measured again and told, and fail it only where `PREMAP_REQUIRE_TIMES=1`
 //! says that the machine is quiet.
+
+mod limits;
 
 use std::io::{self, Write};
 use std::ops::AddAssign;
@@ -66,6 +68,7 @@ pub(crate) fn run(lines: &[Line]) -> Result<()> {
         }
         run_test(&mut boot, &[EXAMPLE])?;
         run_test(&mut boot, &[EXAMPLE, "--background"])?;
+        limits::run(&mut boot, kernel)?;
         compare(&mut boot)?;
         let mut short = Short::default();
         for case in acceptance::cases() {

@@ -16,12 +16,12 @@ pub fn allow(rules: &[Rule], also: &[i64]) -> Result<BpfProgram, BackendError> {
     compile(rules, also, SeccompAction::Allow, SeccompAction::KillProcess)
 }
 
-/// A filter that answers what the rules say with EPERM, and leaves every other call to the filters besides.
+/// A filter that answers what the rules say with an errno, and leaves every other call to the filters besides.
 ///
 /// # Errors
 /// What seccompiler does not take.
-pub fn refuse(rules: &[Rule]) -> Result<BpfProgram, BackendError> {
-    compile(rules, &[], SeccompAction::Errno(libc::EPERM.unsigned_abs()), SeccompAction::Allow)
+pub fn refuse(rules: &[Rule], errno: i32) -> Result<BpfProgram, BackendError> {
+    compile(rules, &[], SeccompAction::Errno(errno.unsigned_abs()), SeccompAction::Allow)
 }
 
 fn compile(

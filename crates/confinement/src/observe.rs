@@ -38,14 +38,14 @@ pub struct Observed {
 }
 
 /// Does `work` on a thread of its own, and gives the calls that it makes, and those of the threads that it starts to the end
-/// of the last of them.
+/// of the last of them. What is `refused`, by number, is answered with EAGAIN.
 ///
 /// # Errors
 /// The kernel's: it may have no notifications that signals leave alone, which came with Linux 5.19.
 ///
 /// # Panics
 /// If `work` does.
-pub fn observe<R: Send>(work: impl FnOnce() -> R + Send) -> io::Result<(R, Observed)> {
+pub fn observe<R: Send>(work: impl FnOnce() -> R + Send, refused: &[i64]) -> io::Result<(R, Observed)> {
     let mut calls = Vec::with_capacity(ROOM);
     let (told, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || {
@@ -54,7 +54,7 @@ pub fn observe<R: Send>(work: impl FnOnce() -> R + Send) -> io::Result<(R, Obser
         done.store(told.load(Ordering::Acquire), Ordering::Release);
         result
     };
-    let result = observe_each(work, |call| {
+    let result = observe_each(work, refused, |call| {
         if calls.len() < ROOM {
             calls.push(call);
             told.store(calls.len(), Ordering::Release);
@@ -77,7 +77,11 @@ pub fn observe<R: Send>(work: impl FnOnce() -> R + Send) -> io::Result<(R, Obser
 ///
 /// # Panics
 /// If `work` does.
-pub fn observe_each<R: Send>(work: impl FnOnce() -> R + Send, note: impl FnMut(Call)) -> io::Result<R> {
+pub fn observe_each<R: Send>(
+    work: impl FnOnce() -> R + Send,
+    refused: &[i64],
+    note: impl FnMut(Call),
+) -> io::Result<R> {
     const NONE: i32 = -1;
     let listener = AtomicI32::new(NONE);
     let result = std::thread::scope(|scope| {
@@ -97,7 +101,7 @@ pub fn observe_each<R: Send>(work: impl FnOnce() -> R + Send, note: impl FnMut(C
         }
         // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
         let listener = unsafe { OwnedFd::from_raw_fd(fd) };
-        attend(listener.as_raw_fd(), note)?;
+        attend(listener.as_raw_fd(), refused, note)?;
         Ok(thread.join())
     })?;
     Ok(result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -120,7 +124,7 @@ fn listen() -> RawFd {
 }
 
 /// Notes and lets go on what the listener tells, until no thread is under the filter any more.
-fn attend(listener: RawFd, mut note: impl FnMut(Call)) -> io::Result<()> {
+fn attend(listener: RawFd, refused: &[i64], mut note: impl FnMut(Call)) -> io::Result<()> {
     loop {
         let mut poll = libc::pollfd { fd: listener, events: libc::POLLIN, revents: 0 };
         // SAFETY: one pollfd is read and written.
@@ -152,7 +156,9 @@ fn attend(listener: RawFd, mut note: impl FnMut(Call)) -> io::Result<()> {
         };
         note(Call { thread, number: data.nr.into(), arguments: data.args, name });
         let go_on = u32::try_from(libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE).unwrap_or_default();
-        let mut answer = libc::seccomp_notif_resp { id: notification.id, val: 0, error: 0, flags: go_on };
+        let is_refused = refused.contains(&data.nr.into());
+        let (error, flags) = if is_refused { (-libc::EAGAIN, 0) } else { (0, go_on) };
+        let mut answer = libc::seccomp_notif_resp { id: notification.id, val: 0, error, flags };
         // SAFETY: the ioctl reads one answer. Where the thread is gone by now, nobody waits for it.
         unsafe { libc::ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use premap_address::PageSize;
@@ -10,7 +11,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::error::{MemoryError, os};
+use crate::error::MemoryError;
 
 /// What guest memory is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,33 +98,41 @@ fn pool(value: &str) -> u64 {
 
 /// A nameless file of `bytes` that has content and is in the page cache.
 pub(crate) fn private_file(bytes: u64) -> Result<OwnedFd, MemoryError> {
-    let mut file = File::from(temporary_file()?);
+    private_file_in(std::env::temp_dir(), bytes)
+}
+
+fn private_file_in(folder: PathBuf, bytes: u64) -> Result<OwnedFd, MemoryError> {
+    match filled_file(&folder, bytes) {
+        Ok(file) => Ok(file.into()),
+        Err(errno) => Err(MemoryError::TemporaryFile { folder, bytes, errno }),
+    }
+}
+
+fn filled_file(folder: &Path, bytes: u64) -> Result<File, Errno> {
+    let mut file = File::from(temporary_file(folder)?);
     let block = [0x5a; 1 << 20];
     let mut left = bytes;
     while left > 0 {
         let part = block.len().min(usize::try_from(left).unwrap_or(block.len()));
-        file.write_all(&block[..part]).map_err(|error| MemoryError::Os {
-            what: "writing the temporary file",
-            errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
-        })?;
+        let written = file.write_all(&block[..part]);
+        written.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         left -= part as u64;
     }
-    Ok(file.into())
+    Ok(file)
 }
 
-fn temporary_file() -> Result<OwnedFd, MemoryError> {
-    let (folder, mode) = (std::env::temp_dir(), Mode::RUSR | Mode::WUSR);
+fn temporary_file(folder: &Path) -> Result<OwnedFd, Errno> {
+    let mode = Mode::RUSR | Mode::WUSR;
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    match rustix::fs::open(&folder, flags | OFlags::TMPFILE, mode) {
+    match rustix::fs::open(folder, flags | OFlags::TMPFILE, mode) {
         // Some filesystems, initramfs among them, have no nameless files: a name that is gone at once will do.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
             let path = folder.join(format!("premap-guest-{}", std::process::id()));
-            let fd = rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, mode)
-                .map_err(os("making a temporary file"))?;
-            rustix::fs::unlink(&path).map_err(os("unlinking the temporary file"))?;
+            let fd = rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, mode)?;
+            rustix::fs::unlink(&path)?;
             Ok(fd)
         }
-        opened => opened.map_err(os("making a temporary file")),
+        opened => opened,
     }
 }
 
@@ -138,6 +147,16 @@ mod tests {
         }
         let unknown = "nvme".parse::<Backing>().unwrap_err().to_string();
         assert!(unknown.contains("nvme") && unknown.contains("hugetlb"), "{unknown}");
+    }
+
+    #[test]
+    fn a_temporary_file_that_can_t_be_had_names_folder_and_remedy() {
+        for (folder, errno) in [("/nowhere", "os error 2"), ("/dev/full", "os error 20")] {
+            let error = private_file_in(folder.into(), 4096).unwrap_err().to_string();
+            for part in [folder, errno, "4096 bytes", "TMPDIR"] {
+                assert!(error.contains(part), "{part:?} is not in {error:?}");
+            }
+        }
     }
 
     #[test]

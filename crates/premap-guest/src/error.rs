@@ -1,5 +1,7 @@
 //! What can go wrong with a small machine.
 
+use std::path::PathBuf;
+
 use premap_address::{Gpa, GpaRange};
 use premap_kvm::Errno;
 
@@ -33,6 +35,18 @@ pub enum MemoryError {
         needed: u64,
         /// The pool's size that would do.
         remedy: u64,
+    },
+    /// There is no temporary file to map.
+    #[error(
+        "no temporary file of {bytes} bytes in {folder:?}: {errno}; set TMPDIR to a folder that has room for it"
+    )]
+    TemporaryFile {
+        /// Where it was to be.
+        folder: PathBuf,
+        /// Its length.
+        bytes: u64,
+        /// What making or filling it gave.
+        errno: Errno,
     },
     /// The operating system refused.
     #[error("{what} failed: {errno}")]

@@ -1,7 +1,8 @@
-//! Which descriptors are a VM's or a vCPU's, by number and without a lock: `close` asks at every call.
+//! Which descriptors are a VM's or a vCPU's, by number and without a lock: `close` and its kin ask at every call.
 //!
 //! Numbers beyond the table count as not watched: the library then does less, and nothing wrong.
 
+use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,7 +21,7 @@ pub(crate) fn watch(fd: RawFd) {
     }
 }
 
-/// Forgets a descriptor that is about to be closed.
+/// Forgets a descriptor that is closed.
 pub(crate) fn forget(fd: RawFd) {
     if let Some(entry) = entry(fd) {
         entry.store(false, Ordering::Relaxed);
@@ -30,6 +31,12 @@ pub(crate) fn forget(fd: RawFd) {
 /// Whether a descriptor is a VM's or a vCPU's.
 pub(crate) fn is_watched(fd: RawFd) -> bool {
     entry(fd).is_some_and(|entry| entry.load(Ordering::Relaxed))
+}
+
+/// The watched ones of a range, in ascending order.
+pub(crate) fn watched(range: RangeInclusive<RawFd>) -> impl Iterator<Item = RawFd> {
+    let last = (*range.end()).min(RawFd::try_from(COUNT).unwrap_or(RawFd::MAX));
+    (*range.start()..=last).filter(|fd| is_watched(*fd))
 }
 
 #[cfg(test)]
@@ -54,5 +61,13 @@ mod tests {
             watch(fd);
             assert!(!is_watched(fd), "{fd}");
         }
+    }
+
+    #[test]
+    fn the_watched_ones_of_a_range_are_found() {
+        [4_010, 4_012].into_iter().for_each(watch);
+        assert_eq!(watched(4_009..=i32::MAX).collect::<Vec<_>>(), [4_010, 4_012]);
+        assert_eq!(watched(4_011..=4_011).next(), None);
+        [4_010, 4_012].into_iter().for_each(forget);
     }
 }

@@ -141,6 +141,7 @@ fn ended(process: &Process, number: u32, done: Result<Result<Mapped, String>, Un
     match done {
         Ok(Err(error)) => say(&format!("VM {number} is not mapped: {error}")),
         Err(Undone::Confined) => process::step_aside(&process::confined()),
+        Err(Undone::MaybeConfined) => process::step_aside(&process::maybe_confined()),
         Err(Undone::Panicked(text)) => process::step_aside(&format!("an error of premap's own: {text}")),
         Ok(Ok(_)) | Err(Undone::Late | Undone::Ended) => {}
     }

@@ -34,6 +34,8 @@ pub(crate) fn is_own_thread() -> bool {
 pub(crate) enum Undone {
     /// The library's thread is confined by seccomp.
     Confined,
+    /// It can't be told whether it is.
+    MaybeConfined,
     /// It panicked, with this message.
     Panicked(String),
     /// It took too long; it may still be done.
@@ -118,10 +120,13 @@ impl Queue {
         let mut look = Look::new();
         while let Some(job) = self.next(needed) {
             // Where it can't be told, nothing is risked.
-            let confined = when_confined == WhenConfined::Refuse && look.is_confined().unwrap_or(true);
+            let may = match (when_confined, look.is_confined()) {
+                (WhenConfined::Work, _) | (_, Some(false)) => Ok(()),
+                (_, Some(true)) => Err(Undone::Confined),
+                (_, None) => Err(Undone::MaybeConfined),
+            };
             // What fails in a job, the job tells.
-            let _ =
-                catch_unwind(AssertUnwindSafe(|| job(if confined { Err(Undone::Confined) } else { Ok(()) })));
+            let _ = catch_unwind(AssertUnwindSafe(|| job(may)));
         }
     }
 }
@@ -149,6 +154,11 @@ impl Helper {
             .spawn(move || queue.work(when_confined, needed))?;
         state.running = true;
         Ok(())
+    }
+
+    /// Whether the thread is there.
+    pub(crate) fn is_running(&self) -> bool {
+        self.queue.lock().running
     }
 
     /// Hands over a job, which is told whether it may do its work.

@@ -35,6 +35,11 @@ pub(crate) fn duplicate(fd: RawFd, role: Role) -> Result<OwnedFd, Errno> {
     if link.starts_with(name) { Ok(own) } else { Err(Errno::BADF) }
 }
 
+/// Whether this process has a VM or a vCPU at this number.
+pub(crate) fn is_open(fd: RawFd) -> bool {
+    [Role::Vm, Role::Vcpu].into_iter().any(|role| duplicate(fd, role).is_ok())
+}
+
 /// Duplicates a descriptor, whatever it is.
 ///
 /// # Errors

@@ -39,6 +39,7 @@
 
 mod account;
 mod boot;
+mod closing;
 mod descriptors;
 mod entry;
 mod events;

@@ -35,6 +35,8 @@ use std::time::{Duration, Instant};
 const ENTRIES_AT_REST: u32 = 4;
 /// How many runs a VM gets.
 const MOST_RUNS: u32 = 16;
+/// How many runs of a VM may be stopped to give a vCPU back. QEMU calls each of its vCPUs as a VM starts.
+const MOST_CALLS_BACK: u32 = 1024;
 
 /// Where a VM stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub(crate) struct Timing {
     changing: u32,
     /// Runs begun.
     runs: u32,
+    /// Those of them that were stopped to give a vCPU back. They are not held against [`MOST_RUNS`].
+    called_back: u32,
     /// When the guest first entered.
     began: Option<Instant>,
     follow: Duration,
@@ -87,7 +91,7 @@ pub(crate) struct Timing {
 impl Timing {
     /// A VM that has not run. Changes are followed for `follow` from its first entry on.
     pub(crate) fn new(follow: Duration) -> Self {
-        Self { phase: Phase::Fresh, changing: 0, runs: 0, began: None, follow }
+        Self { phase: Phase::Fresh, changing: 0, runs: 0, called_back: 0, began: None, follow }
     }
 
     /// A VM that is only looked at.
@@ -147,10 +151,14 @@ impl Timing {
         }
     }
 
+    fn has_runs_left(&self) -> bool {
+        self.runs - self.called_back < MOST_RUNS && self.called_back < MOST_CALLS_BACK
+    }
+
     /// For how much longer changes are followed.
     fn followed_for(&self, now: Instant) -> Duration {
         let since =
-            self.began.filter(|_| self.runs < MOST_RUNS).map(|began| now.saturating_duration_since(began));
+            self.began.filter(|_| self.has_runs_left()).map(|began| now.saturating_duration_since(began));
         since.map_or(Duration::ZERO, |since| self.follow.saturating_sub(since))
     }
 
@@ -163,12 +171,13 @@ impl Timing {
 
     /// The run under way has ended.
     pub(crate) fn ended(&mut self, end: End) {
+        self.called_back += u32::from(end == End::CalledBack);
         self.phase = match end {
+            _ if !self.has_runs_left() => Phase::Quiet,
             End::Done => Phase::Quiet,
             // The change that stopped it says by itself whether another run is worth it.
-            End::Stopped if self.runs < MOST_RUNS => Phase::Settling(0),
-            End::CalledBack if self.runs < MOST_RUNS => Phase::CalledBack,
-            End::Stopped | End::CalledBack => Phase::Quiet,
+            End::Stopped => Phase::Settling(0),
+            End::CalledBack => Phase::CalledBack,
         };
     }
 }
@@ -308,7 +317,7 @@ mod tests {
     fn a_run_that_gave_a_vcpu_back_goes_on_at_the_next_entry() {
         let now = Instant::now();
         let mut timing = Timing::new(FOLLOW);
-        for _ in 0..MOST_RUNS {
+        for _ in 0..MOST_CALLS_BACK {
             assert_eq!(timing.enter(Root::MayBeStale, now), Entry::Map);
             timing.ended(End::CalledBack);
         }

@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "state that a fork wipes")]
 
 use std::any::Any;
+use std::fs::File;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +23,9 @@ use crate::seccomp::{self, Look};
 use crate::turn::Turn;
 use crate::vms::Vms;
 use crate::watch;
+
+/// Where the kernel says what lies where in this process.
+const ADDRESS_SPACE: &str = "/proc/self/smaps";
 
 /// Set once the library does nothing any more.
 static ASIDE: AtomicBool = AtomicBool::new(false);
@@ -68,15 +72,21 @@ impl Process {
             vms: Mutex::default(),
             turn: Turn::default(),
         };
-        process.start_threads()?;
+        process.start_threads().inspect_err(|_| process.give_up())?;
         Ok(process)
     }
 
     /// Starts the threads that are not there. The calling thread has just opened `/dev/kvm`, or is making a VM.
     fn start_threads(&self) -> Result<(), String> {
         let refused = self.settings.seccomp == settings::Seccomp::StepAside;
-        if refused && Look::new().is_confined() == Some(true) {
-            return Err(confined());
+        // Without it nothing can be mapped, so that is said first, and by its name.
+        File::open(ADDRESS_SPACE).map_err(|error| {
+            format!("cannot open {ADDRESS_SPACE}, which says what memory is behind the guest: {error}; mount /proc there")
+        })?;
+        match Look::new().is_confined() {
+            Some(true) if refused => return Err(confined()),
+            None if refused => return Err(maybe_confined()),
+            _ => {}
         }
         let threads =
             [Some(&self.clerk), (self.settings.strategy != settings::Strategy::None).then_some(&self.mapper)];
@@ -84,6 +94,21 @@ impl Process {
             helper.start().map_err(|error| format!("cannot start a thread: {error}"))?;
         }
         Ok(())
+    }
+
+    /// Ends the threads that were started before one could not be, so that the VMM has them.
+    fn give_up(&self) {
+        /// They have nothing to do.
+        const LIMIT: Duration = Duration::from_secs(1);
+        for helper in [&self.mapper, &self.clerk] {
+            helper.close();
+            helper.wait_for_end(LIMIT);
+        }
+    }
+
+    /// Whether any of the library's threads is there.
+    pub(crate) fn has_threads(&self) -> bool {
+        self.mapper.is_running() || self.clerk.is_running()
     }
 
     /// Ends what the library does in this process: its runs, then its threads.
@@ -118,6 +143,13 @@ pub(crate) fn confined() -> String {
          allows {}, say --seccomp trust",
         seccomp::needed()
     )
+}
+
+/// Why a process is left alone of which that can't be told.
+pub(crate) fn maybe_confined() -> String {
+    "cannot tell whether this process is confined by seccomp: /proc/thread-self/status can't be read. Mount /proc in its \
+     root, or where it is not confined, say --seccomp trust"
+        .to_owned()
 }
 
 /// The state, if this process has any.
@@ -166,6 +198,11 @@ fn cell() -> Result<&'static AtomicPtr<Process>, premap_kvm::Errno> {
     }
     // SAFETY: the page is never unmapped, is aligned, and its zeros are a null pointer.
     unsafe { PAGE.load(Ordering::Acquire).as_ref() }.ok_or(premap_kvm::Errno::NOMEM)
+}
+
+/// Whether the library has threads in this process.
+pub(crate) fn has_threads() -> bool {
+    current().is_some_and(Process::has_threads)
 }
 
 /// Whether the library does nothing any more.

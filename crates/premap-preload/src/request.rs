@@ -1,4 +1,4 @@
-//! KVM's requests, as far as a VM's making shows in them.
+//! KVM's requests, as far as a VM's making shows in them, and what else bears on its memory.
 
 use std::ffi::c_ulong;
 
@@ -14,6 +14,7 @@ const GET_VCPU_MMAP_SIZE: u32 = 0xae04;
 const CREATE_VCPU: u32 = 0xae41;
 const SET_USER_MEMORY_REGION2: u32 = 0x40a0_ae49;
 const RUN: u32 = 0xae80;
+const UFFDIO_REGISTER: u32 = 0xc020_aa00;
 
 /// A request that the library acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub(crate) enum Request {
     CreateVcpu,
     SetRegion,
     Run,
+    /// Of userfaultfd: a handler takes memory over.
+    RegisterUserfault,
 }
 
 impl Request {
@@ -32,7 +35,7 @@ impl Request {
         // The kernel looks at 32 bits only; callers that pass an int extend its sign.
         let number = u32::try_from(number & 0xffff_ffff).ok()?;
         if number >> 8 & 0xff != KVMIO {
-            return None;
+            return (number == UFFDIO_REGISTER).then_some(Self::RegisterUserfault);
         }
         match number {
             RUN => Some(Self::Run),
@@ -58,6 +61,8 @@ mod tests {
         check(0x4020_ae46, Some(Request::SetRegion));
         check(0x40a0_ae49, Some(Request::SetRegion));
         check(0xffff_ffff_0000_ae00, Some(Request::Begin));
+        check(0xc020_aa00, Some(Request::RegisterUserfault));
+        check(0xc020_aa04, None);
         check(0x5401, None);
         check(0x4020_ae47, None);
         check(0, None);

@@ -3,10 +3,11 @@
 //! Two moments matter. When the library starts, the thread at hand has just opened `/dev/kvm`, so its filter, if it has
 //! one, allows to open and read a file. Before each piece of work the library's own thread looks at itself: filters may
 //! have been laid on all threads meanwhile (`SECCOMP_FILTER_FLAG_TSYNC`). Opening a file could be fatal by then, so the
-//! file is opened ahead, while it is safe, and at the time only read; `/proc` fills it in at the read.
+//! file is opened ahead, while it is safe, and at the time only read; `/proc` fills it in at the read. It stays open, so
+//! that a process which leaves its `/proc` behind (`chroot`) can be looked at still.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 
 use premap::seccomp::{Mode, rules};
 
@@ -31,10 +32,11 @@ impl Look {
     pub(crate) fn is_confined(&mut self) -> Option<bool> {
         // One read gives it all: the file is a page or so.
         let mut text = [0; 4096];
-        let count = self.status.take()?.read(&mut text).ok()?;
+        let mut status = self.status.take()?;
+        let count = status.read(&mut text).ok()?;
         let confined = mode(&String::from_utf8_lossy(&text[..count]))? != 0;
-        if !confined {
-            *self = Self::new();
+        if !confined && status.rewind().is_ok() {
+            self.status = Some(status);
         }
         Some(confined)
     }

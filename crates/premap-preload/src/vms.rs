@@ -125,6 +125,10 @@ impl Vms {
         self.list.iter().for_each(|vm| vm.stop.stop());
     }
 
+    pub(crate) fn numbers(&self) -> Vec<u32> {
+        self.list.iter().map(|vm| vm.number).collect()
+    }
+
     pub(crate) fn numbered(&mut self, number: u32) -> Option<&mut Vm> {
         self.list.iter_mut().find(|vm| vm.number == number)
     }

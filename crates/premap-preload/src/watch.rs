@@ -31,7 +31,7 @@ use crate::vms::{Count, Vm, Vms};
 static DUE: AtomicBool = AtomicBool::new(false);
 
 /// How long something that is only told may hold the VMM up.
-const TELLING_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const TELLING_LIMIT: Duration = Duration::from_secs(2);
 /// How long the process's exit waits for the run under way to end and be told: it was stopped.
 const LAST_RUN_LIMIT: Duration = Duration::from_millis(100);
 /// How long a thread waits before it looks again whether the library has stepped aside.
@@ -48,6 +48,8 @@ pub(crate) enum Before {
     Nothing,
     /// A slot of the VM of this number is about to change.
     Changing(u32),
+    /// A userfaultfd handler is about to take memory over, which may be any of these VMs'.
+    Registering(Vec<u32>),
     /// A vCPU was called back while it waited to enter: the call says EINTR, by the kernel where its page is at hand.
     CalledBack(Option<Arc<RunPage>>),
 }
@@ -66,6 +68,7 @@ pub(crate) fn before(request: Request, fd: RawFd) -> Before {
         }
         Request::CreateVcpu => Before::Nothing,
         Request::SetRegion => process::current().map_or(Before::Nothing, |process| changing(process, fd)),
+        Request::RegisterUserfault => process::current().map_or(Before::Nothing, registering),
         Request::Run => match process::current().map(|process| entry::entering(process, fd)) {
             Some(GoesOn::CalledBack(page)) => Before::CalledBack(page),
             Some(GoesOn::Enters) => Before::Nothing,
@@ -85,6 +88,11 @@ pub(crate) fn after(before: Before, request: Request, fd: RawFd, value: c_int, a
         match request {
             Request::CreateVm if value >= 0 => created_vm(process, value, argument.addr()),
             Request::CreateVcpu if value >= 0 => created_vcpu(process, fd, value),
+            Request::RegisterUserfault => {
+                if let Before::Registering(numbers) = before {
+                    registered(process, &numbers);
+                }
+            }
             Request::SetRegion => {
                 if let Before::Changing(vm) = before {
                     // SAFETY: the kernel has read a struct that begins with these fields from there, just now.
@@ -98,31 +106,25 @@ pub(crate) fn after(before: Before, request: Request, fd: RawFd, value: c_int, a
     });
 }
 
-/// Does what comes before a watched descriptor is closed.
-pub(crate) fn closing(fd: RawFd) {
-    descriptors::forget(fd);
+/// Gives the library's threads up, since the VMM could not start one of its own. What they do ends soon.
+pub(crate) fn give_threads_up() {
     once(|| {
-        let Some(process) = process::current() else { return };
-        let mut vms = process.vms();
-        for role in [Role::Vm, Role::Vcpu] {
-            if let Some(vm) = vms.of(fd, role) {
-                vm.stop.stop();
-            }
-        }
-        if let Some((number, vcpu)) = vms.forget(fd) {
-            drop(vms);
-            let count = vcpu
-                .counters
-                .and_then(|counters| process.clerk.ask(TELLING_LIMIT, move || Count::read(&counters)).ok());
-            vms = process.vms();
-            if let Some(vm) = vms.numbered(number) {
-                vm.count = vm.count.plus(count.unwrap_or_default());
-            }
-        }
-        let closed = vms.take_closed();
-        settle(process, vms);
-        tell_ended(process, closed);
+        process::step_aside("this process may have no more threads, and the VMM needs those that premap had");
     });
+}
+
+/// Whether there are no more threads to be had. A `KVM_RUN` that says EAGAIN may mean that: at a VM's first one the kernel
+/// starts a thread for it. It mostly means something else.
+pub(crate) fn is_short_of_threads() -> bool {
+    once(|| {
+        let start = || std::thread::Builder::new().spawn(|| ()).is_err();
+        process::current().is_some_and(|process| process.clerk.ask(TELLING_LIMIT, start) == Ok(true))
+    })
+}
+
+/// Whether the calling thread is at work for the library, inside a call of the VMM's.
+pub(crate) fn is_inside() -> bool {
+    INSIDE.get()
 }
 
 /// Does what comes at the process's exit.
@@ -144,7 +146,7 @@ pub(crate) fn exiting() {
     });
 }
 
-fn once<T: Default>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn once<T: Default>(work: impl FnOnce() -> T) -> T {
     struct Leave;
     impl Drop for Leave {
         fn drop(&mut self) {
@@ -159,6 +161,14 @@ fn once<T: Default>(work: impl FnOnce() -> T) -> T {
 }
 
 fn created_vm(process: &Process, fd: RawFd, machine_type: usize) {
+    // A child that shares this memory, but not the descriptors, may have made it for itself. Then this process has no VM of
+    // that number, or another one; only in the second case, which is rare, is a system call risked here.
+    let here =
+        process.clerk.ask(TELLING_LIMIT, move || (kvm::duplicate(fd, Role::Vm).is_ok(), std::process::id()));
+    let is_known = process.vms().of(fd, Role::Vm).is_some();
+    if here.is_ok_and(|(is_open, id)| !is_open || is_known && id != std::process::id()) {
+        return;
+    }
     // On x86 a VM of another type than the default has memory that its launch maps; it is only looked at. Elsewhere the
     // type has the width of guest addresses.
     let by_launch = cfg!(target_arch = "x86_64") && machine_type != 0;
@@ -194,6 +204,31 @@ fn changing(process: &Process, fd: RawFd) -> Before {
     vm.timing.changing();
     wait_for_end(process, vms, number);
     Before::Changing(number)
+}
+
+/// No run may be under way while a handler takes memory over: populating such memory does not end until the handler gives
+/// it. The next run sees whose it is.
+fn registering(process: &Process) -> Before {
+    let mut vms = process.vms();
+    let numbers = vms.numbers();
+    for number in &numbers {
+        if let Some(vm) = vms.numbered(*number) {
+            vm.timing.changing();
+        }
+    }
+    drop(vms);
+    numbers.iter().for_each(|number| wait_for_end(process, process.vms(), *number));
+    Before::Registering(numbers)
+}
+
+fn registered(process: &Process, numbers: &[u32]) {
+    let mut vms = process.vms();
+    for number in numbers {
+        if let Some(vm) = vms.numbered(*number) {
+            vm.timing.changed(Change::Nothing, Instant::now());
+        }
+    }
+    settle(process, vms);
 }
 
 /// Stops a VM's run, if one is under way, and waits until it has ended.
@@ -257,7 +292,7 @@ pub(crate) fn settle(process: &Process, vms: MutexGuard<'_, Vms>) {
     process.turn.announce();
 }
 
-fn tell_ended(process: &Process, ended: Vec<Vm>) {
+pub(crate) fn tell_ended(process: &Process, ended: Vec<Vm>) {
     if ended.is_empty() || !process.journal.is_open() {
         return;
     }

@@ -33,7 +33,7 @@ fn vmm() {
     let own = std::env::var(OWN).unwrap();
     if own == OBSERVED {
         let mut out = std::fs::File::options().write(true).open("/proc/self/fd/1").unwrap();
-        let done = observe_each(work, |call| tell(&call, &mut out));
+        let done = observe_each(work, &[], |call| tell(&call, &mut out));
         panic!("the work ends the process: {done:?}");
     }
     let mut all = rules(&MODES);

@@ -231,6 +231,79 @@ fn a_fork_s_child_has_vms_of_its_own_and_its_parent_s_go_on() {
 }
 
 #[test]
+fn a_vm_is_told_to_have_ended_whichever_way_its_descriptors_are_closed() {
+    if !kvm() {
+        return;
+    }
+    for what in ["closed-by-range", "closed-by-dup2", "closed-by-dup3"] {
+        let done = run_vmm(what, &Settings::default());
+        assert_eq!(events(&done, "ended").len(), 1, "{what}: {:?}", done.events);
+    }
+}
+
+#[test]
+fn a_child_that_shares_memory_has_descriptors_and_vms_of_its_own() {
+    if !kvm() {
+        return;
+    }
+    for what in ["closed-in-vfork", "vm-in-vfork"] {
+        let done = run_vmm(what, &Settings::default());
+        let mapped = events(&done, "mapped");
+        assert_eq!(
+            (mapped.len(), &mapped[0]["vm"], &mapped[0]["vcpus"]),
+            (1, &1.into(), &2.into()),
+            "{what}"
+        );
+        assert_eq!(events(&done, "ended").len(), 1, "{what}: {:?}", done.events);
+    }
+}
+
+#[test]
+fn a_vmm_has_its_threads_where_there_are_not_enough_for_all() {
+    // The limit does not bind root, and only root can become somebody else.
+    if !kvm() || !rustix::process::getuid().is_root() {
+        return;
+    }
+    for what in ["few-threads", "no-threads"] {
+        let done = run_vmm(what, &Settings::default());
+        assert!(events(&done, "mapped").is_empty(), "{what}: {:?}", done.events);
+        assert_eq!(done.stderr.lines().count(), 1, "{what}: {}", done.stderr);
+        assert!(done.stderr.contains("thread"), "{what}: {}", done.stderr);
+    }
+    // Whether the kernel needs a thread for a VM's first run depends on its version.
+    run_vmm("kernel-thread", &Settings::default());
+}
+
+#[test]
+fn no_thread_of_the_library_s_outlives_its_use() {
+    if !kvm() {
+        return;
+    }
+    let settings = Settings { follow_ns: 1, ..Settings::default() };
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "vmm::vmm", "--nocapture"]).env(vmm::VARIABLE, "quiet");
+    command.env("LD_PRELOAD", library()).env(VARIABLE, settings.encode().unwrap());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn memory_that_a_userfaultfd_handler_takes_over_while_it_is_mapped_holds_nothing_up() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("registered", &Settings::default());
+    if done.stdout.contains("skipped") {
+        eprintln!("{}", done.stdout);
+        return;
+    }
+    let mapped = events(&done, "mapped");
+    assert_eq!(mapped.len(), 2, "{:?}", done.events);
+    let left = mapped[1]["left"].as_array().unwrap();
+    assert_eq!((left.len(), &left[0]["why"]), (1, &"userfault".into()), "{left:?}");
+}
+
+#[test]
 fn results_and_errno_are_the_kernel_s() {
     if kvm() {
         run_vmm("errno", &Settings::default());

@@ -5,11 +5,13 @@
 //! | `host_stage` | fresh anonymous memory of 4 KiB pages is made present, on 1 and 2 threads | ns a page |
 //! | `chunk` | memory that is present already goes through both stages in chunks of 2 MiB | us a chunk |
 //! | `small_run` | the same with 4 MiB in a run of its own | us a run |
+//! | `overshoot` | fresh memory in one chunk of 1 GiB, with a deadline of 10 ms: how much later the run is over | ms |
 //!
-//! The second stage of the last two is a vCPU that does nothing, so that what premap takes longer than `madvise_alone` is
-//! the engine's own. Subjects take turns piece by piece, a piece of memory being a sample, so that what else runs on the
-//! machine meets both alike; the median counts, and the spread is (max - min) / median. `--mib N` sets the memory, `--rounds
-//! N` how often all of it is gone through.
+//! The second stage of `chunk` and `small_run` is a vCPU that does nothing, so that what premap takes longer than
+//! `madvise_alone` is the engine's own. `overshoot` is compared with a sleep until the deadline: the machine's own part of it.
+//! Subjects take turns piece by piece, a piece of memory being a sample, so that what else runs on the machine meets both
+//! alike; the median counts, and the spread is (max - min) / median. `--mib N` sets the memory, `--rounds N`, from 2 on, how
+//! often all of it is gone through.
 // UNSAFETY: mmap, madvise and munmap of memory that nothing refers to.
 #![expect(unsafe_code, reason = "maps memory to populate it")]
 
@@ -19,7 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bench_report::{Line, flag, json, wants_json};
-use premap::{Backing, Engine, Gpa, GpaRange, Hva, Plan, Region, Stages, Touch};
+use premap::{Backing, Budget, Engine, Gpa, GpaRange, Hva, Plan, Region, Stages, Touch};
 use premap_kvm::abi::kvm_pre_fault_memory;
 use premap_kvm::{Stats, Vcpu};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
@@ -29,9 +31,14 @@ const SMALL_CHUNK: usize = 2 << 20;
 const SMALL_RUN: usize = 4 << 20;
 /// Large, so that a run's beginning and end weigh little.
 const PIECE: usize = 512 << 20;
+/// More than can be populated before the deadline.
+const LATE: usize = 1 << 30;
+const DEADLINE: Duration = Duration::from_millis(10);
 /// Small, so that most samples are not disturbed by another program's turn on the processor.
 const OVERHEAD: usize = 64 << 20;
 const PAGE: usize = 4096;
+
+const OVERSHOOT: &str = "overshoot";
 
 /// A vCPU whose second stage costs nothing.
 struct Null;
@@ -174,7 +181,8 @@ impl Duel {
     }
 
     fn lines(self, bench: &'static str, threads: usize, (unit, scale): (&'static str, f64)) -> [Line; 2] {
-        let mut subjects = ["premap", "madvise_alone"].into_iter();
+        let floor = if bench == OVERSHOOT { "sleep_alone" } else { "madvise_alone" };
+        let mut subjects = ["premap", floor].into_iter();
         self.0.map(|seconds| {
             let subject = subjects.next().expect("two subjects");
             let samples = seconds.into_iter().map(|seconds| seconds * scale).collect();
@@ -206,6 +214,29 @@ fn overhead(bench: &'static str, unit: &'static str, len: usize, runs: usize, un
     duel.lines(bench, 1, (unit, 1e6))
 }
 
+/// How long after its deadline a run is over that can't be done by then, and a sleep until then.
+fn overshoot(runs: usize) -> [Line; 2] {
+    let mut duel = Duel::default();
+    for turn in 0..2 * runs {
+        let late = |wait: &dyn Fn(Instant)| {
+            let deadline = Instant::now() + DEADLINE;
+            wait(deadline);
+            deadline.elapsed()
+        };
+        let run = || {
+            let memory = Memory::new(LATE);
+            let plan = Piece { memory: &memory, offset: 0, len: LATE }.plan(LATE);
+            late(&|deadline| {
+                let budget = Budget { deadline: Some(deadline), ..Budget::default() };
+                let report = Engine::new().budget(budget).run(&plan, &mut [Null]).expect("it begins");
+                assert!(report.host.abandoned > 0, "the deadline was met: {report:?}");
+            })
+        };
+        duel.piece(turn, 1, run, || late(&|deadline| thread::sleep(deadline - Instant::now())));
+    }
+    duel.lines(OVERSHOOT, 1, ("ms", 1e3))
+}
+
 fn main() {
     let (len, rounds) = (flag("--mib", 4096) << 20, flag("--rounds", 4));
     let mut lines = Vec::new();
@@ -213,6 +244,7 @@ fn main() {
     lines.extend(host_stages(len, rounds, 2));
     lines.extend(overhead("chunk", "us/chunk", OVERHEAD, 50 * rounds, OVERHEAD / SMALL_CHUNK));
     lines.extend(overhead("small_run", "us/run", SMALL_RUN, 100 * rounds, 1));
+    lines.extend(overshoot(10 * rounds));
     if wants_json() {
         println!("{}", json(&lines).expect("lines are plain"));
         return;
@@ -220,6 +252,10 @@ fn main() {
     for pair in lines.chunks_exact(2) {
         let [ours, floor] = pair else { continue };
         println!("{ours}\n{floor}");
+        if ours.bench == OVERSHOOT {
+            println!("{:10} {:.1} {} over it\n", "", ours.value - floor.value, ours.unit);
+            continue;
+        }
         let (ratio, over) = (floor.value / ours.value, ours.value - floor.value);
         println!("{:10} {ratio:.3} times the rate of the bare loop, {over:.1} {} over it\n", "", ours.unit);
     }

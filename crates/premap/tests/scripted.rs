@@ -197,8 +197,8 @@ fn a_hole_takes_few_calls_and_every_slot_that_is_as_long_as_a_step_is_mapped() {
 fn more_host_threads_than_can_be_are_as_many_as_can_be() {
     let plan = plan(1);
     // Nothing can be made present at that address; that so many threads were asked for is no reason to fail.
-    let mut none: [Scripted<fn(u64) -> Page>; 0] = [];
-    let report = Engine::new().stages(Stages::Host).host_threads(usize::MAX).run(&plan, &mut none);
+    let mut lent = [Scripted { script: |_| Page::Maps, tries: 0, stale: false }];
+    let report = Engine::new().stages(Stages::Host).host_threads(usize::MAX).run(&plan, &mut lent[..0]);
     assert_eq!(report.expect("it begins").host.bytes(), PAGE);
 }
 

@@ -33,8 +33,8 @@ use super::machine::{self, Machine};
 use super::stream::Stream;
 use super::{Lab, note};
 
-/// How long a guest may take until it says `up`.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// How long a guest may take until it says `up`: some times what it takes beside other work on two processors.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// How often output is looked for.
 const POLL: Duration = Duration::from_millis(20);
 

@@ -56,13 +56,15 @@ impl Bootable {
 
     /// Boots a machine up to where it is to run.
     fn boot(&self, machine: &mut LinuxMachine) -> anyhow::Result<Boot> {
-        let boot = machine.boot(&self.until)?;
+        let boot = machine.boot(&self.until);
+        // Whatever became of the boot: the console says most of why.
         let console = machine.console();
         if let Some(path) = &self.console {
             std::fs::write(path, &console).with_context(|| format!("--console {}", path.display()))?;
         }
         let last = console.lines().map(str::trim).rfind(|line| !line.is_empty());
         let last = last.map_or("its console is empty".to_owned(), |line| format!("its last line: {line}"));
+        let boot = boot.map_err(|error| anyhow!("{error}; {last}"))?;
         let marker = self.until.marker.as_deref();
         match (boot.end, marker) {
             (End::Marker, _) | (End::PowerOff, None) => Ok(boot),

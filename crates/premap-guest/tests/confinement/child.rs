@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "_exit")]
 
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use premap::seccomp::Mode;
 
@@ -13,11 +14,18 @@ const WHAT: &str = "PREMAP_TEST_CHILD";
 const MODE: &str = "PREMAP_TEST_MODE";
 const DETAIL: &str = "PREMAP_TEST_DETAIL";
 
-/// Runs a child.
+/// Runs a child, which has a directory of its own for what it leaves behind.
 pub(crate) fn run(what: &str, mode: Mode, detail: &str) -> Output {
+    static RUN: AtomicU32 = AtomicU32::new(0);
+    let name = format!("premap-child-{}-{}", std::process::id(), RUN.fetch_add(1, Ordering::Relaxed));
+    let directory = std::env::temp_dir().join(name);
+    std::fs::create_dir(&directory).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "child::child", "--nocapture", "--test-threads=1"]);
-    command.env(WHAT, what).env(MODE, format!("{mode:?}")).env(DETAIL, detail).output().unwrap()
+    command.env(WHAT, what).env(MODE, format!("{mode:?}")).env(DETAIL, detail).env("TMPDIR", &directory);
+    let output = command.output().unwrap();
+    std::fs::remove_dir_all(&directory).unwrap();
+    output
 }
 
 #[test]
@@ -27,7 +35,7 @@ fn child() {
     let mode = Mode::ALL.into_iter().find(|known| format!("{known:?}") == mode).unwrap();
     match what.as_str() {
         "filter" => seccomp::child(mode, &detail),
-        "chroot" => jail::in_chroot(mode, &detail),
+        "chroot" => jail::in_chroot(mode),
         "no threads" => jail::without_threads(),
         other => panic!("{other}"),
     }

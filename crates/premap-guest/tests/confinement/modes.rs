@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use premap::seccomp::Mode;
 use premap::working_set::Recorder;
-use premap::{Engine, Gate, Pace, Plan, Region, Touch};
+use premap::{Engine, Gate, Pace, Plan, Region, Report, Touch};
 use premap_address::{Gpa, PAGE_SIZE};
 use premap_guest::{Backing, Memory};
 
@@ -41,13 +41,11 @@ pub(crate) fn run(mode: Mode, confine: impl FnOnce(&mut (dyn FnMut() + Send))) {
                         std::hint::spin_loop();
                     }
                     drop(gate.close());
-                    let report = background.join().unwrap();
-                    assert_eq!(report.host.mapped, report.asked);
+                    check(&background.join().unwrap());
                 }),
                 Mode::Background => thread::scope(|scope| {
                     let background = engine.background_scoped(scope, plan, vec![&mut troubled]).unwrap();
-                    let report = background.join().unwrap();
-                    assert_eq!(report.host.mapped, report.asked);
+                    check(&background.join().unwrap());
                 }),
                 _ => map(engine.host_threads(1), &plan, &mut [&mut troubled]),
             }
@@ -56,8 +54,12 @@ pub(crate) fn run(mode: Mode, confine: impl FnOnce(&mut (dyn FnMut() + Send))) {
 }
 
 fn map<V: premap_kvm::Vcpu + Send>(mut engine: Engine<'_>, plan: &Plan, vcpus: &mut [V]) {
-    let report = engine.run(plan, vcpus).unwrap();
-    assert_eq!(report.host.mapped, report.asked);
+    check(&engine.run(plan, vcpus).unwrap());
+}
+
+/// What can be mapped is.
+fn check(report: &Report) {
+    assert!(report.host.mapped >= 2 * BYTES, "{report:?}");
 }
 
 fn record(confine: impl FnOnce(&mut (dyn FnMut() + Send))) {

@@ -12,8 +12,8 @@ use crate::host::{self, Kvm};
 use crate::{child, modes, skip};
 
 /// What is run here; `premap exec` has its own test, beside the library that it preloads.
-const MODES: [Mode; 6] =
-    [Mode::Foreground, Mode::Vm, Mode::Gate, Mode::Pace, Mode::Background, Mode::Recorder];
+const MODES: [Mode; 7] =
+    [Mode::Foreground, Mode::Alone, Mode::Vm, Mode::Gate, Mode::Pace, Mode::Background, Mode::Recorder];
 
 /// What is left out of the filter, or put before it: nothing, or all that may be answered with an errno.
 const EXACT: &str = "exact";
@@ -21,20 +21,28 @@ const REFUSING: &str = "refusing";
 
 pub(crate) fn child(mode: Mode, detail: &str) {
     let mut rules = taken(mode);
-    let refused: Vec<_> = rules.iter().filter(|rule| rule.need == Need::OrErrno).copied().collect();
+    let may_fail: Vec<_> = rules.iter().filter(|rule| rule.need == Need::OrErrno).copied().collect();
+    let starts: Vec<_> = rules.iter().filter(|rule| starts_thread(rule.syscall.number)).copied().collect();
     if let Ok(index) = detail.parse::<usize>() {
         let out = rules[index];
         rules.retain(|rule| (rule.syscall, rule.argument) != (out.syscall, out.argument));
     }
     // The end is the child's own.
     let filter = allow(&rules, &[libc::SYS_exit_group]).unwrap();
-    let refuse = (detail == REFUSING).then(|| refuse(&refused).unwrap());
+    let refusals = [
+        (detail == REFUSING).then(|| refuse(&may_fail, libc::EPERM).unwrap()),
+        (mode == Mode::Alone).then(|| refuse(&starts, libc::EAGAIN).unwrap()),
+    ];
     modes::run(mode, |work| {
-        // In this order, since the second allows no other.
-        refuse.iter().chain([&filter]).for_each(|filter| apply_filter(filter).unwrap());
+        // In this order, since the last allows no other.
+        refusals.iter().flatten().chain([&filter]).for_each(|filter| apply_filter(filter).unwrap());
         work();
         child::end();
     });
+}
+
+fn starts_thread(number: i64) -> bool {
+    [libc::SYS_clone, libc::SYS_clone3].contains(&number)
 }
 
 /// The rules of what is done in a mode: a gate is for what goes on in the background.
@@ -42,27 +50,27 @@ fn taken(mode: Mode) -> Vec<Rule> {
     if mode == Mode::Gate { rules(&[mode, Mode::Background]) } else { rules(&[mode]) }
 }
 
-/// Which rules a mode must meet: those that it adds, and the first to start threads also those for that.
+/// Which rules a mode must meet: those that it adds, and the plainest also those that it builds on.
 fn is_own(mode: Mode, rule: &Rule) -> bool {
     let adds = |mode: Mode| mode.adds().iter().any(|own| own.is_like(rule));
-    adds(mode) || (mode == Mode::Foreground && adds(Mode::Threads))
+    adds(mode) || (mode == Mode::Foreground && (adds(Mode::Threads) || adds(Mode::Look)))
 }
 
 /// Whether this machine has what it takes to meet a rule.
 fn is_in_reach(rule: &Rule, kvm: Kvm) -> bool {
     // Without KVM the first ioctl of each thread is ENOTTY, and what follows from its success is not done.
+    let request = rule.argument.map(|argument| argument.name);
     let follows = ["read", "lseek", "statx", "close"].contains(&rule.syscall.name)
-        || match (rule.thread, rule.argument.map(|argument| argument.name)) {
-            (_, Some("KVM_SET_SREGS")) | (Thread::Caller, Some("KVM_PRE_FAULT_MEMORY")) => true,
-            _ => false,
-        };
+        || request == Some("KVM_SET_SREGS")
+        || (rule.thread == Thread::Caller && request == Some("KVM_PRE_FAULT_MEMORY"));
     kvm == Kvm::Present || !follows
 }
 
 /// What was seen of a mode, beside its rules; nothing where that can't be.
 fn difference(mode: Mode) -> Option<Difference> {
     let mut observed = None;
-    modes::run(mode, |work| observed = Some(observe(work)));
+    let refused: &[i64] = if mode == Mode::Alone { &[libc::SYS_clone, libc::SYS_clone3] } else { &[] };
+    modes::run(mode, |work| observed = Some(observe(work, refused)));
     match observed.unwrap() {
         Ok(((), seen)) => Some(compare(&seen, &taken(mode), |call| {
             if call.thread == seen.first { Thread::Caller } else { Thread::Worker }

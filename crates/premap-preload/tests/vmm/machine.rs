@@ -1,5 +1,6 @@
 //! A VM with two vCPUs and 1 MiB of memory, whose guest writes a word to every page.
 
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 
@@ -86,7 +87,8 @@ impl Machine {
         machine
     }
 
-    pub(crate) fn add_slot(&mut self, gpa: u64, bytes: u64) {
+    /// Adds a slot with new memory, and says where that lies.
+    pub(crate) fn add_slot(&mut self, gpa: u64, bytes: u64) -> u64 {
         let memory = Memory::new(bytes);
         let region = kvm_userspace_memory_region {
             slot: u32::try_from(self.slots.len()).unwrap(),
@@ -98,6 +100,7 @@ impl Machine {
         // SAFETY: the memory is the machine's own, and lives as long as the VM.
         unsafe { self.vm.set_user_memory_region(region) }.unwrap();
         self.slots.push(memory);
+        region.userspace_addr
     }
 
     /// Puts Linux's boot parameters at 0, where a guest's registers point that says nothing else, with that RAM in them.
@@ -115,6 +118,16 @@ impl Machine {
             // SAFETY: the page lies inside the mapping, and no guest runs.
             unsafe { self.slots[0].at(offset).write_volatile(byte) };
         }
+    }
+
+    /// The descriptors of the VM and of its vCPUs.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = i32> {
+        std::iter::once(self.vm.as_raw_fd()).chain(self.vcpus.iter().map(AsRawFd::as_raw_fd))
+    }
+
+    /// Leaves the descriptors to whoever closes them.
+    pub(crate) fn leak(self) {
+        std::mem::forget((self.vm, self.vcpus));
     }
 
     /// Has the first vCPU's guest run to its end.

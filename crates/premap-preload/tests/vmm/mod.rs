@@ -57,6 +57,80 @@ fn vmm() {
             run(&mut machine);
             println!("present: {}", machine::present());
         }
+        "closed-by-range" => {
+            let close = |fd: u32| {
+                // SAFETY: the descriptor is the machine's, and nobody uses it any more.
+                unsafe { libc::close_range(fd, fd, 0) }
+            };
+            closed(&kvm, |fd| close(fd.cast_unsigned()));
+        }
+        // SAFETY: the descriptors are the machine's, and nobody uses them any more.
+        "closed-by-dup2" => closed(&kvm, |fd| unsafe { libc::dup2(0, fd) }),
+        // SAFETY: as above.
+        "closed-by-dup3" => closed(&kvm, |fd| unsafe { libc::dup3(0, fd, libc::O_CLOEXEC) }),
+        "closed-in-vfork" => {
+            let mut machine = Machine::new(&kvm);
+            in_sharing_child(&|| {
+                machine.descriptors().for_each(|fd| {
+                    // SAFETY: the child closes descriptors of its own.
+                    assert_eq!(unsafe { libc::close(fd) }, 0);
+                });
+            });
+            run(&mut machine);
+        }
+        "vm-in-vfork" => {
+            let mut machine = Machine::new(&kvm);
+            in_sharing_child(&|| {
+                // The child's VM gets the number that the parent's has.
+                let fd = machine.descriptors().next().unwrap();
+                // SAFETY: the child closes a descriptor of its own, and the request takes a number.
+                let made = unsafe { (libc::close(fd), libc::ioctl(kvm.as_raw_fd(), CREATE_VM, 0)) };
+                assert_eq!(made, (0, fd));
+            });
+            run(&mut machine);
+        }
+        "few-threads" => {
+            become_unprivileged();
+            // The kernel has one for the VM, from its first run on.
+            limit_threads(4);
+            let mut machine = Machine::new(&kvm);
+            std::thread::scope(|scope| {
+                let (stay, leave) = std::sync::mpsc::channel::<()>();
+                let leave = std::sync::Arc::new(std::sync::Mutex::new(leave));
+                for _ in 0..3 {
+                    let leave = std::sync::Arc::clone(&leave);
+                    let started =
+                        std::thread::Builder::new().spawn_scoped(scope, move || leave.lock().unwrap().recv());
+                    started.unwrap_or_else(|error| panic!("a VMM must have its threads: {error}"));
+                }
+                run(&mut machine);
+                drop(stay);
+            });
+        }
+        // The library's second thread is one too many; the kernel's is not.
+        "no-threads" => {
+            become_unprivileged();
+            limit_threads(1);
+            run(&mut Machine::new(&kvm));
+        }
+        // The library's two are what there is.
+        "kernel-thread" => {
+            become_unprivileged();
+            limit_threads(2);
+            run(&mut Machine::new(&kvm));
+        }
+        "quiet" => {
+            run(&mut Machine::new(&kvm));
+            let begin = std::time::Instant::now();
+            while own_threads() > 0 {
+                assert!(
+                    begin.elapsed() < std::time::Duration::from_secs(60),
+                    "threads of the library's stay"
+                );
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+        }
+        "registered" => registered(&kvm),
         "called-back" => called_back(&kvm),
         "fork" => fork(&kvm),
         "errno" => errno(&kvm),
@@ -88,6 +162,101 @@ fn vmm() {
 fn run(machine: &mut Machine) {
     machine.clear();
     machine.run().unwrap();
+}
+
+/// Has a VM's descriptors closed in some way. That the VM has ended is told by then, and not at the exit.
+fn closed(kvm: &Kvm, close: impl Fn(i32) -> i32) {
+    let mut machine = Machine::new(kvm);
+    run(&mut machine);
+    let fds: Vec<_> = machine.descriptors().collect();
+    machine.leak();
+    fds.into_iter().for_each(|fd| assert!(close(fd) >= 0, "{}", io::Error::last_os_error()));
+    println!("{DONE}");
+    // SAFETY: ends the process without what is done at an exit.
+    unsafe { libc::_exit(0) };
+}
+
+/// Does work in a child that shares the memory and has descriptors of its own, as `posix_spawn` makes it.
+fn in_sharing_child(work: &dyn Fn()) {
+    extern "C" fn begin(argument: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: the argument is to the parent's reference, and the parent waits until the child has ended.
+        unsafe { (*argument.cast::<&dyn Fn()>())() };
+        0
+    }
+    let mut stack = vec![0_u128; 1 << 16];
+    let mut work = work;
+    let mut status = -1;
+    // SAFETY: the child has a stack of its own, which it leaves before its parent goes on.
+    unsafe {
+        let top = stack.as_mut_ptr_range().end.cast();
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        let child = libc::clone(begin, top, flags, (&raw mut work).cast());
+        assert!(child > 0, "{}", io::Error::last_os_error());
+        assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
+    }
+    assert_eq!(status, 0, "the child has done its work");
+}
+
+/// Becomes a user of whom no other process is, and who has no privileges.
+fn become_unprivileged() {
+    let user = 500_000 + std::process::id();
+    // SAFETY: these change the process's own rights only. After the change its own files of /proc would be root's.
+    unsafe {
+        assert_eq!((libc::setgid(user), libc::setuid(user)), (0, 0), "{}", io::Error::last_os_error());
+        assert_eq!(libc::prctl(libc::PR_SET_DUMPABLE, 1), 0);
+    }
+}
+
+/// Allows so many threads beside those that are there.
+fn limit_threads(more: u64) {
+    let there = std::fs::read_dir("/proc/self/task").unwrap().count() as u64;
+    let limit = libc::rlimit { rlim_cur: there + more, rlim_max: there + more };
+    // SAFETY: the call reads one rlimit.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &raw const limit) }, 0);
+}
+
+/// How many threads of the library's there are.
+fn own_threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    names.filter(|name| name.starts_with("premap")).count()
+}
+
+/// Gives memory to a userfaultfd handler that never answers, while a run is at it.
+fn registered(kvm: &Kvm) {
+    #[repr(C)]
+    struct Api(u64, u64, u64);
+    #[repr(C)]
+    struct Register(u64, u64, u64, u64);
+    const API: libc::c_ulong = 0xc018_aa3f;
+    const REGISTER: libc::c_ulong = 0xc020_aa00;
+    // SAFETY: makes a descriptor.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+    let fd = i32::try_from(fd).unwrap();
+    if fd < 0 {
+        println!("skipped: userfaultfd: {}", io::Error::last_os_error());
+        return;
+    }
+    let mut machine = Machine::new(kvm);
+    let host = machine.add_slot(1 << 30, VERY_MUCH);
+    // SAFETY: the call reads and writes one struct of this kind.
+    assert_eq!(unsafe { libc::ioctl(fd, API, &mut Api(0xaa, 0, 0)) }, 0);
+    let before = machine::present();
+    std::thread::scope(|scope| {
+        let machine = &mut machine;
+        let ran = scope.spawn(move || run(machine));
+        while machine::present() < before + VERY_MUCH / 16 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        // The half that a run gets to last; missing pages (1) are the handler's.
+        let half = VERY_MUCH / 2;
+        // SAFETY: the call reads and writes one struct of this kind.
+        let done = unsafe { libc::ioctl(fd, REGISTER, &mut Register(host + half, half, 1, 0)) };
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
+        ran.join().unwrap();
+    });
+    // More entries: the run that was stopped is made up for, without the handler's memory.
+    (0..8).for_each(|_| run(&mut machine));
 }
 
 fn called_back(kvm: &Kvm) {

@@ -35,7 +35,7 @@
 //!
 //! A thread inherits the filter of the one that starts it. So a caller that confines itself *before* it calls the engine
 //! needs the rules of both threads, which is what [`rules`] gives; one that does so afterwards needs those of
-//! [`Thread::Caller`] alone. Where no thread can be had, the caller does the work itself, under both.
+//! [`Thread::Caller`] alone.
 //!
 //! The rules are those of a program on glibc. Launching TDs is not among the modes.
 //!
@@ -56,8 +56,12 @@ pub use text::{list, markdown};
 pub enum Mode {
     /// Starting threads, which all modes do.
     Threads,
+    /// Looking at what lies behind a plan's memory: before it is touched, when calls fail, and when a gate was closed.
+    Look,
     /// [`Engine::run`](crate::Engine::run) on a plan.
     Foreground,
+    /// Where no thread can be had, as under a limit of threads: the caller does the work.
+    Alone,
     /// [`Engine::vm`](crate::Engine::vm): asks the VM what it can do, and counts its pages.
     Vm,
     /// [`Engine::gate`](crate::Engine::gate), on the thread that closes it too.
@@ -76,9 +80,11 @@ pub enum Mode {
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Threads,
+        Self::Look,
         Self::Foreground,
+        Self::Alone,
         Self::Vm,
         Self::Gate,
         Self::Pace,
@@ -99,8 +105,9 @@ impl Mode {
     pub const fn base(self) -> Option<Self> {
         match self {
             Self::Threads | Self::Exec => None,
-            Self::Foreground | Self::Recorder | Self::ExecStart => Some(Self::Threads),
-            Self::Vm | Self::Gate | Self::Pace | Self::Background => Some(Self::Foreground),
+            Self::Look | Self::Recorder | Self::ExecStart => Some(Self::Threads),
+            Self::Foreground => Some(Self::Look),
+            Self::Alone | Self::Vm | Self::Gate | Self::Pace | Self::Background => Some(Self::Foreground),
         }
     }
 }

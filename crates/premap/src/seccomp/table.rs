@@ -22,9 +22,11 @@ macro_rules! rules {
 
 const PRE_FAULT_MEMORY: Argument = request(abi::KVM_PRE_FAULT_MEMORY, "KVM_PRE_FAULT_MEMORY");
 const GET_SREGS: Argument = request(abi::KVM_GET_SREGS, "KVM_GET_SREGS");
+const GET_REGS: Argument = request(abi::KVM_GET_REGS, "KVM_GET_REGS");
 const SET_SREGS: Argument = request(abi::KVM_SET_SREGS, "KVM_SET_SREGS");
 const CHECK_EXTENSION: Argument = request(abi::KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION");
 const GET_STATS_FD: Argument = request(abi::KVM_GET_STATS_FD, "KVM_GET_STATS_FD");
+const GET_REGS: Argument = request(abi::KVM_GET_REGS, "KVM_GET_REGS");
 const SCAN: Argument = request(PAGEMAP_SCAN, "PAGEMAP_SCAN");
 const QUERY: Argument = request(PROCMAP_QUERY, "PROCMAP_QUERY");
 const POPULATE_READ: Argument = advice(libc::MADV_POPULATE_READ, "MADV_POPULATE_READ");
@@ -42,7 +44,8 @@ const HEAP: Need = Sometimes("glibc's malloc, where a heap grows or shrinks");
 const CLOCK: Need = Sometimes("where the clock can't be read without a call");
 const RESTART: Need = Sometimes("after the process was stopped and continued");
 const GETPID: Need = Sometimes("glibc, to send a signal");
-const LOOK: Need = Sometimes("for `--report FILE`, and to see whether there is a filter");
+const FILE: Need = Sometimes("where a file is mapped");
+const REPORT: Need = Sometimes("for `--report FILE`, and to see whether there is a filter");
 const CHECKED_CLOSE: Need = Sometimes("Rust's debug builds, before a close");
 
 const THREADS: &[Rule] = rules! {
@@ -76,6 +79,23 @@ const THREADS: &[Rule] = rules! {
     Worker SYS_restart_syscall: RESTART;
 };
 
+/// Of the files of `/proc`, and of those that are mapped.
+const LOOK: &[Rule] = rules! {
+    Caller SYS_openat: OrErrno;
+    Caller SYS_read: OrErrno;
+    Caller SYS_close: OrErrno;
+    Caller SYS_statx: FILE;
+    Caller SYS_lseek: FILE;
+    Caller SYS_fcntl: CHECKED_CLOSE;
+    Worker SYS_openat: OrErrno;
+    Worker SYS_read: OrErrno;
+    Worker SYS_close: OrErrno;
+    Worker SYS_statx: FILE;
+    Worker SYS_lseek: FILE;
+    Worker SYS_fstatfs: FILE;
+    Worker SYS_fcntl: CHECKED_CLOSE;
+};
+
 const FOREGROUND: &[Rule] = rules! {
     Caller SYS_rt_sigaction;
     Caller SYS_tgkill;
@@ -89,6 +109,22 @@ const FOREGROUND: &[Rule] = rules! {
     // Of a vCPU whose call stalled; without, that vCPU is given up.
     Worker SYS_ioctl (GET_SREGS): OrErrno;
     Worker SYS_ioctl (SET_SREGS): OrErrno;
+};
+
+/// What workers do otherwise, under a timer that interrupts it.
+const ALONE: &[Rule] = rules! {
+    Caller SYS_gettid;
+    Caller SYS_timer_create;
+    Caller SYS_timer_settime;
+    Caller SYS_timer_delete;
+    Caller SYS_rt_sigreturn;
+    Caller SYS_ioctl (PRE_FAULT_MEMORY);
+    Caller SYS_madvise (POPULATE_READ);
+    Caller SYS_madvise (POPULATE_WRITE);
+    Caller SYS_clock_nanosleep;
+    Caller SYS_ioctl (GET_SREGS): OrErrno;
+    Caller SYS_ioctl (SET_SREGS): OrErrno;
+    Caller SYS_fstatfs: FILE;
 };
 
 const VM: &[Rule] = rules! {
@@ -137,9 +173,9 @@ const RECORDER: &[Rule] = rules! {
 
 const EXEC_START: &[Rule] = rules! {
     Caller SYS_madvise (WIPEONFORK);
-    Caller SYS_openat: LOOK;
-    Caller SYS_read: LOOK;
-    Caller SYS_close: LOOK;
+    Caller SYS_openat: REPORT;
+    Caller SYS_read: REPORT;
+    Caller SYS_close: REPORT;
     Caller SYS_fcntl: Sometimes("for `--report fd:N`");
 };
 
@@ -152,13 +188,19 @@ const EXEC: &[Rule] = rules! {
     Worker SYS_openat;
     Worker SYS_pread64;
     Worker SYS_readlink;
+    Worker SYS_ioctl (GET_REGS);
+    Worker SYS_process_vm_readv;
     Worker SYS_write;
+    Worker SYS_ioctl (GET_REGS);
+    Worker SYS_process_vm_readv;
 };
 
 pub(super) const fn adds(mode: Mode) -> &'static [Rule] {
     match mode {
         Mode::Threads => THREADS,
+        Mode::Look => LOOK,
         Mode::Foreground => FOREGROUND,
+        Mode::Alone => ALONE,
         Mode::Vm => VM,
         Mode::Gate => GATE,
         Mode::Pace => PACE,

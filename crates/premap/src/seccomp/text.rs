@@ -29,7 +29,9 @@ pub fn markdown() -> String {
 const fn what(mode: Mode) -> &'static str {
     match mode {
         Mode::Threads => "every mode: starting threads",
+        Mode::Look => "`Engine::run`: what lies behind the memory",
         Mode::Foreground => "`Engine::run`, besides",
+        Mode::Alone => "the same where there can be no thread, besides",
         Mode::Vm => "`Engine::vm`, besides",
         Mode::Gate => "`Engine::gate`, besides",
         Mode::Pace => "`Engine::pace`, besides",

@@ -33,10 +33,9 @@ is_alive() {
 
 # Waits until a command succeeds. Fails where the VMM ends before, or it takes too long.
 until_true() {
-    tries=$((patience * 10))
+    deadline=$(($(now) + patience * 1000))
     until "$@"; do
-        tries=$((tries - 1))
-        is_alive && [ $tries -gt 0 ] || return 1
+        is_alive && [ $(now) -lt $deadline ] || return 1
         sleep 0.1
     done
 }
