@@ -54,6 +54,14 @@ fn a_guest_larger_than_its_cgroup_is_refused_and_not_killed() {
 }
 
 #[test]
+fn a_limit_on_hugetlb_pages_is_named_and_not_met_by_the_guest() {
+    let files = ["hugetlb.2MB.max", "hugetlb.2MB.limit_in_bytes"];
+    let Some(group) = Cgroup::or_skip("hugetlb", "huge", files, 4 << 20) else { return };
+    let arguments = "run --backend soft --backing hugetlb --memory 16M";
+    refused(&group, arguments, &["--memory 16M", "hugetlb limit", "hugetlb.2MB", "such as 4M"]);
+}
+
+#[test]
 fn a_td_whose_model_is_larger_than_its_cgroup_is_refused_and_not_killed() {
     let Some(group) = Cgroup::new("td", 1 << 30) else { return };
     let arguments = format!("td run {} --memory 256G", firmware().display());

@@ -190,9 +190,9 @@ const EXEC: &[Rule] = rules! {
     Worker SYS_openat;
     Worker SYS_pread64;
     Worker SYS_readlink;
+    Worker SYS_write;
     Worker SYS_ioctl (GET_REGS);
     Worker SYS_process_vm_readv;
-    Worker SYS_write;
 };
 
 pub(super) const fn adds(mode: Mode) -> &'static [Rule] {
