@@ -48,13 +48,14 @@ impl MappedFile {
         Ok(self.open()?.metadata()?.len())
     }
 
-    /// How many bytes more its file system has room for.
+    /// How many bytes more its file system has room for. A tmpfs without a size has room for all that there is.
     ///
     /// # Errors
     /// As [`data`](Self::data).
     pub fn room(&self) -> io::Result<u64> {
         let told = fstatvfs(self.open()?)?;
-        Ok(told.f_bavail.saturating_mul(told.f_frsize))
+        let has_size = told.f_blocks > 0;
+        Ok(if has_size { told.f_bavail.saturating_mul(told.f_frsize) } else { u64::MAX })
     }
 
     fn open(&self) -> io::Result<File> {

@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use premap_address::{GpaRange, Hva, PAGE_SIZE};
-use premap_address_space::{Area, Kind, areas};
+use premap_address::{Gpa, GpaRange, Hva, PAGE_SIZE};
+use premap_address_space::{Area, Kind, MappedFile, areas};
 use premap_kvm::Errno;
 
 use crate::engine::Stages;
@@ -118,6 +118,11 @@ impl Mappings {
         }
         state.blamed.extend(path.map(|path| BlamedFile { gpa: failed.start(), path }));
         reason
+    }
+
+    /// Takes note that memory from `gpa` on is left since a file's file system has no room for it.
+    pub(crate) fn note_full(&self, gpa: Gpa, file: &MappedFile) {
+        self.lock().blamed.push(BlamedFile { gpa, path: file.path.clone() });
     }
 
     /// The files that are to blame for what failed.

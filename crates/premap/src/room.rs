@@ -6,7 +6,10 @@
 //!
 //! What is present already takes nothing more, so it is mapped whatever the room. Of the rest, a plan that does not fit is
 //! mapped up to where the room ends only where the caller says that its front is what the guest needs
-//! ([`HostMemory::Front`]). Any other front is memory that the guest may never touch, taken from what it does.
+//! ([`HostMemory::Front`]). Any other front is memory that the guest may never touch, taken from what it does. The same holds of
+//! file systems in memory ([`files`]).
+
+mod files;
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -65,6 +68,10 @@ impl Room {
         lost: &mut Tally,
     ) -> Vec<Piece> {
         let Some((within, limits)) = &self.within else { return pieces };
+        let pieces = match within {
+            HostMemory::Whole if stages.include(Stage::Host) => files::fit(pieces, stages, mappings, lost),
+            _ => pieces,
+        };
         let looked = |piece: Piece| Looked {
             takes: takes(piece.region, stages, mappings),
             piece,

@@ -283,8 +283,30 @@ fn pages_beyond_the_end_of_a_file_are_lost_at_once_and_the_file_is_named() {
 }
 
 #[test]
+fn within_the_host_s_memory_a_file_system_without_room_for_all_is_not_filled() {
+    let Some(mount) = Tmpfs::new("kept", 32 * MIB) else { return };
+    let path = mount.0.join("ram");
+    let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    file.set_len(GIB).unwrap();
+    let memory = Mapped::of(&file, GIB, MapFlags::SHARED);
+    // What the file has already, far from the front, takes nothing more.
+    file.write_all_at(&vec![1; usize::try_from(2 * MIB).unwrap()], 512 * MIB).unwrap();
+    let whole = premap::Budget { host_memory: premap::HostMemory::Whole, ..Default::default() };
+    let report = host_stage(&mut host_only().budget(whole), &memory.whole(Backing::Shared));
+    assert_eq!(report.host.mapped, 2 * MIB, "{report:?}");
+    assert_eq!(lost(&report, Reason::NoSpace), GIB - 2 * MIB, "{report:?}");
+    let said = report.explain(&report.unmapped[0]);
+    assert_eq!(said, format!("no space left in {}'s file system", path.display()));
+    // A file that fits is filled.
+    file.set_len(16 * MIB).unwrap();
+    let small = Mapped::of(&file, 16 * MIB, MapFlags::SHARED);
+    let report = host_stage(&mut host_only().budget(whole), &small.whole(Backing::Shared));
+    assert_eq!(report.host.mapped, 16 * MIB, "{report:?}");
+}
+
+#[test]
 fn a_full_file_system_is_found_in_few_calls_and_named() {
-    let Some(mount) = Tmpfs::new(32 * MIB) else { return };
+    let Some(mount) = Tmpfs::new("full", 32 * MIB) else { return };
     let path = mount.0.join("ram");
     let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
     file.set_len(4 * GIB).unwrap();
@@ -302,8 +324,8 @@ fn a_full_file_system_is_found_in_few_calls_and_named() {
 struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    fn new(bytes: u64) -> Option<Self> {
-        let path = std::env::temp_dir().join(format!("premap-behind-{}-tmpfs", std::process::id()));
+    fn new(name: &str, bytes: u64) -> Option<Self> {
+        let path = std::env::temp_dir().join(format!("premap-behind-{}-{name}", std::process::id()));
         std::fs::create_dir(&path).unwrap();
         let target = CString::new(path.to_str().unwrap()).unwrap();
         let options = CString::new(format!("size={bytes}")).unwrap();
