@@ -101,6 +101,7 @@ fn what_is_not_there_is_named_with_a_remedy() {
         &["--report /no/report", "os error 2"],
     );
     check_refused(&harmless(), &["--report", "fd:x", "--", "true"], 2, &["--report fd:x", "fd:3"]);
+    check_refused(&harmless(), &["--report", "fd:77", "--", "true"], 1, &["--report fd:77", "os error 9"]);
     check_refused(&harmless(), &["--chunk", "5", "--", "true"], 2, &["--chunk 5", "4 KiB"]);
     check_refused(&harmless(), &["--follow", "5", "--", "true"], 2, &["--follow 5", "500ms"]);
     check_refused(&harmless(), &[], 2, &["VMM", "--help"]);
@@ -110,7 +111,7 @@ fn what_is_not_there_is_named_with_a_remedy() {
 fn the_command_becomes_the_program() {
     let (library, directory) = (harmless(), Directory::new("becomes"));
     let report = directory.file("report", b"old", 0o644);
-    let script = "echo $0 $1; echo said >&2; echo $LD_PRELOAD; echo $PREMAP_EXEC; exit 5";
+    let script = "echo $0 $1; echo said >&2; echo $LD_PRELOAD; echo $PREMAP_EXEC; echo $$; exit 5";
     let done = exec(
         &library,
         &["--report", &report, "--strategy", "none", "--", "sh", "-c", script, "--strategy", "x"],
@@ -121,7 +122,30 @@ fn the_command_becomes_the_program() {
     let settings = premap_exec_settings::Settings::decode(lines[2]).unwrap();
     assert_eq!(settings.strategy, premap_exec_settings::Strategy::None);
     assert_eq!(settings.report, Some(premap_exec_settings::Report::File(PathBuf::from(&report))));
-    assert_eq!(fs::read(&report).unwrap(), b"", "a report begins anew");
+    let report = fs::read_to_string(&report).unwrap();
+    assert_eq!(report.lines().count(), 1, "a report begins anew: {report}");
+    let started: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let pid = settings.process.unwrap();
+    assert_eq!(started, serde_json::json!({"version": 1, "vmm": "sh", "pid": pid, "event": "started"}));
+    assert_eq!(lines[3], pid.to_string(), "the command becomes the program");
+}
+
+#[test]
+fn a_report_s_path_need_not_be_text() {
+    use std::os::unix::ffi::OsStringExt;
+    let directory = Directory::new("bytes");
+    let mut path = directory.0.clone().into_os_string().into_vec();
+    path.extend(b"/report-\xff");
+    let path = std::ffi::OsString::from_vec(path);
+    let status = Command::new(env!("CARGO_BIN_EXE_premap"))
+        .args(["exec", "--report"])
+        .arg(&path)
+        .args(["--", "true"])
+        .env("PREMAP_PRELOAD", harmless())
+        .env_remove("LD_PRELOAD")
+        .status()
+        .unwrap();
+    assert!(status.success() && fs::read_to_string(&path).unwrap().contains("started"));
 }
 
 #[test]

@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 /// The environment variable that carries the settings.
 pub const VARIABLE: &str = "PREMAP_EXEC";
 
+/// The version of the report's lines, which `docs/exec-report.md` describes. It grows when a field changes its meaning or
+/// goes; fields and events may come within one version.
+pub const REPORT_VERSION: u32 = 1;
+
 /// The library's file name.
 pub const LIBRARY: &str = "libpremap_preload.so";
 
@@ -39,6 +43,8 @@ pub struct Settings {
     pub report: Option<Report>,
     /// Whether stderr hears of what went well too.
     pub voice: Voice,
+    /// The process that the command becomes: it tells where no VM was made.
+    pub process: Option<u32>,
 }
 
 impl Default for Settings {
@@ -54,6 +60,7 @@ impl Default for Settings {
             seccomp: Seccomp::default(),
             report: None,
             voice: Voice::default(),
+            process: None,
         }
     }
 }
@@ -100,6 +107,7 @@ pub enum Seccomp {
 #[serde(rename_all = "kebab-case")]
 pub enum Report {
     /// At the end of this file.
+    #[serde(with = "path")]
     File(PathBuf),
     /// To this descriptor, which the process inherits.
     Descriptor(i32),
@@ -116,11 +124,42 @@ pub enum Voice {
     Everything,
 }
 
+/// A path as text, or where it is none, as bytes.
+mod path {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Text(PathBuf),
+        Bytes(Vec<u8>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        let written = match path.to_str() {
+            Some(_) => Written::Text(path.to_owned()),
+            None => Written::Bytes(path.as_os_str().as_bytes().to_owned()),
+        };
+        written.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        Ok(match Written::deserialize(deserializer)? {
+            Written::Text(path) => path,
+            Written::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        })
+    }
+}
+
 impl Settings {
     /// Writes the settings as the variable's value.
     ///
     /// # Errors
-    /// Where a path is not UTF-8.
+    /// None that is known: whatever settings there are can be written.
     pub fn encode(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string(self)
     }
@@ -151,6 +190,7 @@ mod tests {
             seccomp: Seccomp::Trust,
             report: Some(Report::File("a b/\"c\".json".into())),
             voice: Voice::Everything,
+            process: Some(7),
         };
         assert_eq!(Settings::decode(&settings.encode().unwrap()).unwrap(), settings);
     }
@@ -160,6 +200,16 @@ mod tests {
         assert_eq!(Settings::decode("{}").unwrap(), Settings::default());
         for text in ["", "two-stage", r#"{"strategy": "three-stage"}"#] {
             assert!(Settings::decode(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_need_not_be_text() {
+        use std::os::unix::ffi::OsStringExt;
+        for bytes in [&b"/a/\xff\xfe b"[..], b"/plain", b"7"] {
+            let path = PathBuf::from(std::ffi::OsString::from_vec(bytes.to_owned()));
+            let settings = Settings { report: Some(Report::File(path)), ..Settings::default() };
+            assert_eq!(Settings::decode(&settings.encode().unwrap()).unwrap(), settings);
         }
     }
 }

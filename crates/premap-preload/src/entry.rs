@@ -7,6 +7,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::events::Event;
 use crate::helper::{Undone, attempt};
 use crate::kvm::{self, Role};
 use crate::phase::{End, Entry};
@@ -74,8 +75,9 @@ fn begin(process: &'static Process, number: u32, task: Option<Task>) {
     let handed = task.ok_or(Undone::Ended).and_then(|task| {
         process.mapper.hand(move |may| {
             let pages = share_pages(process, number, &task.all_vcpus);
+            let run = task.run;
             let done = attempt(may, || task.perform());
-            ended(process, number, done);
+            ended(process, number, run, done);
             give_up(pages);
         })
     });
@@ -129,7 +131,7 @@ fn give_up(pages: Vec<Arc<RunPage>>) {
 }
 
 /// Takes note of what a run has come to, lets the vCPUs go on, and tells of what failed.
-fn ended(process: &Process, number: u32, done: Result<Result<Mapped, String>, Undone>) {
+fn ended(process: &Process, number: u32, run: u32, done: Result<Result<Mapped, String>, Undone>) {
     let mut vms = process.vms();
     if let Some(vm) = vms.numbered(number) {
         vm.end_run();
@@ -139,7 +141,10 @@ fn ended(process: &Process, number: u32, done: Result<Result<Mapped, String>, Un
     }
     settle(process, vms);
     match done {
-        Ok(Err(error)) => say(&format!("VM {number} is not mapped: {error}")),
+        Ok(Err(error)) => {
+            process.journal.write(&Event::Failed { vm: number, run, why: &error });
+            say(&format!("VM {number} is not mapped: {error}"));
+        }
         Err(Undone::Confined) => process::step_aside(&process::confined()),
         Err(Undone::MaybeConfined) => process::step_aside(&process::maybe_confined()),
         Err(Undone::Panicked(text)) => process::step_aside(&format!("an error of premap's own: {text}")),

@@ -1,10 +1,11 @@
 //! What the library tells of its work: a JSON object a line, and lines on stderr.
 //!
-//! `mapped` is written after each run, `ended` when a VM's last descriptor is closed, or at the process's exit. A process
+//! `started` is the command's own. `mapped` is written after each run, `ended` when a VM's last descriptor is closed, or at the process's exit. A process
 //! that ends by a signal or by `_exit` has no `ended`.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::path::Path;
 
 use premap::Report;
 use premap_exec_settings as settings;
@@ -14,10 +15,6 @@ use crate::account::{Account, Memory};
 use crate::kvm;
 use crate::memory::{Left, Slot};
 use crate::say::say;
-
-/// The version of the lines' format, as `docs/exec-report.md` describes it. It grows when a field changes its meaning or
-/// goes; fields may come within one version.
-const VERSION: u32 = 1;
 
 /// Something that happened to a VM.
 #[derive(Debug, Serialize)]
@@ -41,6 +38,17 @@ pub(crate) enum Event<'a> {
         left: &'a [Left],
         report: &'a Report,
     },
+    /// A run could not begin.
+    Failed { vm: u32, run: u32, why: &'a str },
+    /// The library does nothing more in this process.
+    SteppedAside { why: &'a str },
+    /// The process that the command became has made no VM.
+    NoVm,
+    /// That process runs another program in its place, and in that one nothing is mapped.
+    NotPreloaded {
+        #[serde(serialize_with = "lossy")]
+        program: &'a Path,
+    },
     /// The VM is gone.
     Ended {
         vm: u32,
@@ -54,6 +62,10 @@ pub(crate) enum Event<'a> {
         /// Exits from the guest, over all vCPUs.
         exits: Option<u64>,
     },
+}
+
+fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 /// Where events go.
@@ -97,7 +109,7 @@ impl Journal {
         let Some(mut file) = self.0.as_ref() else { return };
         let name = std::env::current_exe().ok();
         let name = name.as_deref().and_then(|path| path.file_name()).unwrap_or_default().to_string_lossy();
-        let line = Line { version: VERSION, vmm: &name, pid: std::process::id(), event };
+        let line = Line { version: settings::REPORT_VERSION, vmm: &name, pid: std::process::id(), event };
         let written = serde_json::to_vec(&line).map_err(std::io::Error::from).and_then(|mut bytes| {
             bytes.push(b'\n');
             file.write_all(&bytes)

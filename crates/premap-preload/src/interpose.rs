@@ -191,7 +191,7 @@ fn yielding_threads<T>(call: impl Fn() -> T, is_short: impl Fn(&T) -> bool) -> T
 }
 
 /// Does the library's work beside a call: errno stays as it was, and after a panic the library steps aside.
-fn look<T: Default>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn look<T: Default>(work: impl FnOnce() -> T) -> T {
     // SAFETY: the C library gives a valid pointer to the calling thread's errno.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: as above; no other thread writes it.

@@ -7,7 +7,7 @@
 // UNSAFETY: dlsym, calls of what it found, and system calls with the caller's own arguments.
 #![expect(unsafe_code, reason = "calls through to the C library")]
 
-use std::ffi::{CStr, c_int, c_uint, c_ulong, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
@@ -25,6 +25,11 @@ static DUP2: Next = Next::new(c"dup2");
 static DUP3: Next = Next::new(c"dup3");
 static PTHREAD_CREATE: Next = Next::new(c"pthread_create");
 static FORK: Next = Next::new(c"fork");
+static EXECVE: Next = Next::new(c"execve");
+static EXECVPE: Next = Next::new(c"execvpe");
+
+/// A list of strings that ends with a null.
+pub(crate) type Strings = *const *const c_char;
 
 /// What a thread begins with.
 pub(crate) type Start = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
@@ -198,6 +203,38 @@ pub(crate) unsafe fn fork() -> libc::pid_t {
             unsafe { std::mem::transmute::<*mut c_void, Function>(found)() }
         }
         // Every C library has it.
+        None => -1,
+    }
+}
+
+/// Calls the next `execve`.
+///
+/// # Safety
+/// As for the C library's.
+pub(crate) unsafe fn execve(path: *const c_char, arguments: Strings, environment: Strings) -> c_int {
+    // SAFETY: the symbol of this name is a function of this type; the arguments are the caller's promise.
+    unsafe { exec(&EXECVE, path, arguments, environment) }
+}
+
+/// Calls the next `execvpe`, which looks in `PATH`.
+///
+/// # Safety
+/// As for the C library's.
+pub(crate) unsafe fn execvpe(file: *const c_char, arguments: Strings, environment: Strings) -> c_int {
+    // SAFETY: as above.
+    unsafe { exec(&EXECVPE, file, arguments, environment) }
+}
+
+/// # Safety
+/// The function is of this type, and may be called with these arguments.
+unsafe fn exec(next: &Next, program: *const c_char, arguments: Strings, environment: Strings) -> c_int {
+    type Function = unsafe extern "C" fn(*const c_char, Strings, Strings) -> c_int;
+    match next.get_now() {
+        Some(found) => {
+            // SAFETY: the caller's promise.
+            unsafe { std::mem::transmute::<*mut c_void, Function>(found)(program, arguments, environment) }
+        }
+        // Every C library has both.
         None => -1,
     }
 }

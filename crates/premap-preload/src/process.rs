@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use premap_exec_settings::{self as settings, Settings};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 
-use crate::events::Journal;
-use crate::helper::{Helper, WhenConfined};
+use crate::absence;
+use crate::events::{Event, Journal};
+use crate::helper::{self, Helper, WhenConfined};
 use crate::say::say;
 use crate::seccomp::{self, Look};
 use crate::turn::Turn;
@@ -51,13 +52,7 @@ impl Process {
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start() -> Result<Self, String> {
-        let settings = match std::env::var(settings::VARIABLE) {
-            Err(std::env::VarError::NotPresent) => Settings::default(),
-            Err(error) => return Err(format!("{}: {error}", settings::VARIABLE)),
-            Ok(text) => Settings::decode(&text)
-                .map_err(|error| format!("{} is not of this version: {error}", settings::VARIABLE))?,
-        };
+    fn start(settings: Settings) -> Result<Self, String> {
         let when_confined = match settings.seccomp {
             settings::Seccomp::StepAside => WhenConfined::Refuse,
             settings::Seccomp::Trust => WhenConfined::Work,
@@ -120,6 +115,15 @@ impl Process {
     }
 }
 
+fn read_settings() -> Result<Settings, String> {
+    match std::env::var(settings::VARIABLE) {
+        Err(std::env::VarError::NotPresent) => Ok(Settings::default()),
+        Err(error) => Err(format!("{}: {error}", settings::VARIABLE)),
+        Ok(text) => Settings::decode(&text)
+            .map_err(|error| format!("{} is not of this version: {error}", settings::VARIABLE)),
+    }
+}
+
 /// For how much longer there may be runs.
 fn mapper_needed() -> Duration {
     current().map_or(Duration::ZERO, |process| process.vms().needed(Instant::now()))
@@ -167,7 +171,13 @@ pub(crate) fn begin() -> Option<&'static Process> {
         return Some(process);
     }
     let cell = cell().map_err(|errno| step_aside(&format!("no memory: {errno}"))).ok()?;
-    let process = Process::start().map_err(|error| step_aside(&error)).ok()?;
+    let settings = read_settings().map_err(|error| step_aside(&error)).ok()?;
+    let report = settings.report.clone();
+    let told = |error: String| {
+        Journal::open(report.as_ref()).write(&Event::SteppedAside { why: &error });
+        step_aside(&error);
+    };
+    let process = Process::start(settings).map_err(told).ok()?;
     let own = Box::into_raw(Box::new(process));
     if cell.compare_exchange(ptr::null_mut(), own, Ordering::AcqRel, Ordering::Acquire).is_err() {
         // Another thread was faster.
@@ -213,7 +223,19 @@ pub(crate) fn stepped_aside() -> bool {
 /// Does nothing from now on, and says why, once.
 pub(crate) fn step_aside(why: &str) {
     if !ASIDE.swap(true, Ordering::Relaxed) {
+        absence::told();
         say(&format!("the VM runs without pre-mapping: {why}"));
+        if let Some(process) = current() {
+            let (journal, why) = (Arc::clone(&process.journal), why.to_owned());
+            let tell = move || journal.write(&Event::SteppedAside { why: &why });
+            // Where the thread has ended there is nobody to tell it.
+            let _ = if helper::is_own_thread() {
+                tell();
+                Ok(())
+            } else {
+                process.clerk.hand(move |_| tell())
+            };
+        }
     }
     if let Some(process) = current() {
         process.end();

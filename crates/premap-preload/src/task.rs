@@ -43,6 +43,8 @@ pub(crate) struct Mapped {
     pub(crate) account: Account,
     /// Where in this process memory lies that the guest may be given later; decided at the first entry.
     pools: Option<Vec<Range<u64>>>,
+    /// How long runs held the guest back that were stopped, since one came to its end.
+    held_ns: u64,
     /// Whether a shortfall was complained of.
     complained: bool,
     /// Where in this process the memory lies, in ascending order.
@@ -78,8 +80,7 @@ impl Task {
             return Ok(known);
         }
         let faults = self.counters.iter().map(|counters| Count::read(counters)).reduce(Count::plus);
-        let host: Vec<_> = regions.iter().map(host_range).collect();
-        let report = self.run(regions)?;
+        let report = self.run(regions.clone())?;
         self.tell(&found.left, faults.unwrap_or_default().faults, &report);
         known.account = known.account.plus(&report);
         // What was asked for once is complained of once.
@@ -87,9 +88,15 @@ impl Task {
             say(&format!("VM {}: {shortfall}", self.vm));
             known.complained = true;
         }
-        // What a stopped run did not get to is as new to the next one.
-        let second = report.second.mapped > 0;
-        Ok(if self.stop.is_stopped() { known } else { known.and(host, second) })
+        Ok(if self.stop.is_stopped() {
+            known.held_ns += report.wall_ns;
+            // The second stage may have been stopped before it began.
+            let second = self.settings.strategy == Strategy::TwoStage && report.second.unsupported.is_none();
+            known.and(reached(&regions, &report), second)
+        } else {
+            known.held_ns = 0;
+            known.and(regions.iter().map(host_range).collect(), report.second.mapped > 0)
+        })
     }
 
     /// Where memory lies that the guest may be given later.
@@ -135,8 +142,10 @@ impl Task {
                 Err(_) => {}
             }
         }
-        let deadline =
-            self.settings.deadline_ns.and_then(|ns| Instant::now().checked_add(Duration::from_nanos(ns)));
+        // A run that goes on where another was stopped has the rest of its time.
+        let rest =
+            self.settings.deadline_ns.map(|ns| Duration::from_nanos(ns.saturating_sub(self.before.held_ns)));
+        let deadline = rest.and_then(|rest| Instant::now().checked_add(rest));
         let mut engine = Engine::new().vm(&vm).stages(stages).stop(&self.stop);
         engine = engine.budget(Budget { deadline, host_memory: self.host_memory(), ..Budget::default() });
         if let Some(threads) = self.settings.host_threads {
@@ -238,7 +247,12 @@ impl Mapped {
             let part = at.max(known.start)..range.end.min(known.end);
             at = part.end;
             if self.second {
-                parts.extend(premap_address_space::present(part)?);
+                match premap_address_space::present(part.clone()) {
+                    // It can't be told before Linux 6.7. There is no second stage then, but a run that was stopped early
+                    // does not know.
+                    Err(premap_kvm::Errno::NOTTY) => parts.push(part),
+                    present => parts.extend(present?),
+                }
             }
         }
         if at < range.end {
@@ -246,6 +260,29 @@ impl Mapped {
         }
         Ok(parts)
     }
+}
+
+/// Where in this process memory lies that a stopped run got to at the host stage.
+fn reached(regions: &[Region], report: &Report) -> Vec<Range<u64>> {
+    let lost = report.unmapped.iter().filter(|lost| lost.stage == Stage::Host).map(|lost| lost.range);
+    let mut lost: Vec<_> =
+        lost.map(|range| range.start().raw()..range.start().raw() + range.bytes()).collect();
+    lost.sort_by_key(|range| range.start);
+    let mut reached = Vec::new();
+    for region in regions {
+        let (gpa, bytes, host) = (region.range.start().raw(), region.range.bytes(), region.host.raw());
+        let mut at = gpa;
+        for hole in lost.iter().filter(|hole| hole.start < gpa + bytes && hole.end > gpa) {
+            if hole.start > at {
+                reached.push(host + (at - gpa)..host + (hole.start - gpa));
+            }
+            at = at.max(hole.end);
+        }
+        if at < gpa + bytes {
+            reached.push(host + (at - gpa)..host + bytes);
+        }
+    }
+    reached
 }
 
 fn host_range(region: &Region) -> Range<u64> {
@@ -286,6 +323,36 @@ mod tests {
             Ok(parts) => assert_eq!(parts, [0x1000..0x2000, 0x3000..0x5000]),
             Err(errno) => eprintln!("skipped: this kernel has no PAGEMAP_SCAN: {errno}"),
         }
+    }
+
+    #[test]
+    fn a_stopped_run_s_memory_is_known_as_far_as_it_got() {
+        let gpa_range = |gpa, bytes| premap::GpaRange::new(premap::Gpa::new(gpa), bytes);
+        let region = |gpa, host| Region {
+            range: gpa_range(gpa, 0x8000),
+            host: premap::Hva::new(host),
+            backing: premap::Backing::Anonymous,
+            touch: premap::Touch::Write,
+        };
+        let regions = [region(0x1_0000, 0x50_0000), region(0x2_0000, 0x30_0000)];
+        let mut report = Report::default();
+        let reason = premap::Reason::Stopped;
+        for (stage, gpa, bytes) in [
+            (Stage::Host, 0x1_2000, 0x1000),
+            (Stage::Host, 0x1_6000, 0x2000),
+            (Stage::Second, 0x2_0000, 0x8000),
+        ] {
+            report.unmapped.push(premap::Unmapped { stage, range: gpa_range(gpa, bytes), reason });
+        }
+        report.unmapped.push(premap::Unmapped {
+            stage: Stage::Host,
+            range: gpa_range(0x2_0000, 0x1000),
+            reason,
+        });
+        assert_eq!(
+            reached(&regions, &report),
+            [0x50_0000..0x50_2000, 0x50_3000..0x50_6000, 0x30_1000..0x30_8000]
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use premap_exec_settings::Strategy;
 use premap_kvm::abi::kvm_userspace_memory_region;
 
+use crate::absence;
 use crate::descriptors;
 use crate::entry::{self, GoesOn};
 use crate::events::Event;
@@ -161,6 +162,7 @@ pub(crate) fn once<T: Default>(work: impl FnOnce() -> T) -> T {
 }
 
 fn created_vm(process: &Process, fd: RawFd, machine_type: usize) {
+    absence::made();
     // A child that shares this memory, but not the descriptors, may have made it for itself. Then this process has no VM of
     // that number, or another one; only in the second case, which is rare, is a system call risked here.
     let here =

@@ -231,6 +231,37 @@ fn a_fork_s_child_has_vms_of_its_own_and_its_parent_s_go_on() {
 }
 
 #[test]
+fn a_vmm_that_links_the_engine_itself_is_mapped_like_any_other() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("linked", &Settings::default());
+    let mapped = events(&done, "mapped");
+    assert_eq!(mapped.len(), 1, "{:?}", done.events);
+    check_mapped(mapped[0]);
+}
+
+#[test]
+fn a_file_whose_name_is_no_text_is_no_matter() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("odd-path", &Settings::default());
+    check_mapped(events(&done, "mapped")[0]);
+}
+
+#[test]
+fn without_proc_the_missing_file_is_named_and_nobody_is_called_confined() {
+    if !kvm() || !rustix::process::getuid().is_root() {
+        return;
+    }
+    let done = run_vmm("chroot", &Settings::default());
+    assert!(events(&done, "mapped").is_empty());
+    assert_eq!(done.stderr.lines().count(), 1, "{}", done.stderr);
+    assert!(done.stderr.contains("/proc/self/smaps") && !done.stderr.contains("seccomp"), "{}", done.stderr);
+}
+
+#[test]
 fn a_vm_is_told_to_have_ended_whichever_way_its_descriptors_are_closed() {
     if !kvm() {
         return;
@@ -318,6 +349,7 @@ fn a_confined_vmm_is_left_alone_unless_its_user_trusts_it() {
     for what in ["confined-before", "confined-after"] {
         let done = run_vmm(what, &Settings::default());
         assert!(events(&done, "mapped").is_empty(), "{what}");
+        assert_eq!(events(&done, "stepped_aside").len(), 1, "{what}: {:?}", done.events);
         assert_eq!(done.stderr.lines().count(), 1, "{what}: {}", done.stderr);
         for part in ["seccomp", "0xc040aed5", "--seccomp trust"] {
             assert!(done.stderr.contains(part), "{what}: {}", done.stderr);
@@ -355,6 +387,7 @@ fn what_fails_is_one_line_and_the_vmm_goes_on() {
     }
     // A chunk that the engine refuses: the run fails, the VM runs.
     let done = run_vmm("plain", &Settings { chunk: Some(5), ..Settings::default() });
+    assert_eq!(events(&done, "failed").len(), 1, "{:?}", done.events);
     assert!(
         done.stderr.contains("VM 1 is not mapped") && done.stderr.lines().count() == 1,
         "{}",
@@ -371,6 +404,70 @@ fn what_fails_is_one_line_and_the_vmm_goes_on() {
     assert!(output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(VARIABLE) && said.lines().count() == 1, "{said}");
+}
+
+/// Runs a program as the process that the command becomes.
+fn run_own(program: &[&str]) -> Done {
+    let settings =
+        Settings { process: Some(4_242), report: Some(Report::Descriptor(0)), ..Settings::default() };
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "PREMAP_EXEC=$(echo \"$WANTED\" | sed s/4242/$$/) LD_PRELOAD=$WHERE exec \"$@\"", "sh"])
+        .args(program);
+    command.env("WANTED", settings.encode().unwrap()).env("WHERE", library());
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let output = command.stdin(writer).output().unwrap();
+    drop(command);
+    let mut report = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut report).unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Done {
+        stdout: text(&output.stdout),
+        stderr: text(&output.stderr),
+        events: report.lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
+        output,
+    }
+}
+
+#[test]
+fn where_no_vm_was_made_that_is_told_at_the_exit() {
+    if !kvm() {
+        return;
+    }
+    let own = std::env::current_exe().unwrap();
+    // `env` is another program, but the same process.
+    let vmm = |what: &str| {
+        let variable = format!("{}={what}", vmm::VARIABLE);
+        let program = [&variable, own.to_str().unwrap(), "--ignored", "--exact", "vmm::vmm", "--nocapture"];
+        let done = run_own(&[&["env"], &program[..]].concat());
+        assert!(done.output.status.success() && done.stdout.contains(vmm::DONE), "{}", done.stdout);
+        done
+    };
+    let done = vmm("nothing");
+    assert_eq!((done.stderr.lines().count(), done.events.len()), (1, 1), "{} {:?}", done.stderr, done.events);
+    assert!(done.stderr.contains("no VM was made through KVM"), "{}", done.stderr);
+    assert_eq!(done.events[0]["event"], "no_vm");
+    // What became of a program's children, they tell.
+    let done = vmm("children");
+    assert_eq!((done.stderr.as_str(), done.events.len()), ("", 1), "{:?}", done.events);
+    // It has one.
+    let done = vmm("plain");
+    assert!(!done.stderr.contains("no VM"), "{}", done.stderr);
+    assert!(events(&done, "no_vm").is_empty() && events(&done, "mapped").len() == 1, "{:?}", done.events);
+}
+
+#[test]
+fn a_program_whose_environment_was_cleared_is_told_to_be_out_of_reach() {
+    let done = run_own(&["env", "-i", "/bin/sh", "-c", "exit 3"]);
+    assert_eq!(done.output.status.code(), Some(3));
+    assert_eq!(done.stderr.lines().count(), 1, "{}", done.stderr);
+    assert!(done.stderr.contains("/bin/sh") && done.stderr.contains("LD_PRELOAD"), "{}", done.stderr);
+    assert_eq!(
+        (done.events.len(), &done.events[0]["event"]),
+        (1, &"not_preloaded".into()),
+        "{:?}",
+        done.events
+    );
 }
 
 #[test]

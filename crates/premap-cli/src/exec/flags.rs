@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use premap::seccomp::{Mode, Thread, list, rules};
 use premap_exec_settings as settings;
@@ -41,7 +42,7 @@ pub(crate) struct Exec {
     #[arg(long, value_enum, default_value_t)]
     seccomp: Seccomp,
     /// Write what was done as JSON, an object a line, to this file or, as fd:3, to a descriptor
-    #[arg(long, value_name = "FILE", value_parser = report)]
+    #[arg(long, value_name = "FILE", value_parser = OsStringValueParser::new().try_map(report))]
     report: Option<settings::Report>,
     /// Tell of each run on stderr, and not only of what failed
     #[arg(long)]
@@ -118,6 +119,8 @@ impl Exec {
             },
             report: self.report.clone(),
             voice: if self.verbose { settings::Voice::Everything } else { settings::Voice::Failures },
+            // For the one who becomes the VMM to say.
+            process: None,
         }
     }
 }
@@ -138,14 +141,15 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn report(text: &str) -> Result<settings::Report, String> {
-    match text.strip_prefix("fd:") {
-        Some(number) => match number.parse() {
+/// The value of `--report`. A path is whatever its owner made it.
+fn report(value: OsString) -> Result<settings::Report, String> {
+    match value.to_str().map(|text| (text, text.strip_prefix("fd:"))) {
+        Some((_, Some(number))) => match number.parse() {
             Ok(number) if number >= 0 => Ok(settings::Report::Descriptor(number)),
             _ => Err("no descriptor; give one that the VMM inherits, as fd:3".to_owned()),
         },
-        None if text.is_empty() => Err("no file; give a path, or a descriptor as fd:3".to_owned()),
-        None => Ok(settings::Report::File(text.into())),
+        Some(("", _)) => Err("no file; give a path, or a descriptor as fd:3".to_owned()),
+        _ => Ok(settings::Report::File(value.into())),
     }
 }
 
@@ -194,6 +198,7 @@ mod tests {
             seccomp: settings::Seccomp::Trust,
             report: Some(settings::Report::Descriptor(7)),
             voice: settings::Voice::Everything,
+            process: None,
         };
         assert_eq!(exec.settings(), expected);
     }
@@ -208,9 +213,9 @@ mod tests {
 
     #[test]
     fn a_report_goes_to_a_file_or_a_descriptor() {
-        assert_eq!(report("a:b"), Ok(settings::Report::File("a:b".into())));
+        assert_eq!(report("a:b".into()), Ok(settings::Report::File("a:b".into())));
         for text in ["fd:", "fd:-1", "fd:x", ""] {
-            assert!(report(text).is_err(), "{text}");
+            assert!(report(text.into()).is_err(), "{text}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A VM with two vCPUs and 1 MiB of memory, whose guest writes a word to every page.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 
@@ -120,6 +120,19 @@ impl Machine {
         }
     }
 
+    /// Maps the memory by the engine that is in this program, as a VMM does that links the crate.
+    pub(crate) fn map_by_itself(&self) {
+        let range = premap::GpaRange::new(premap::Gpa::new(0), BYTES);
+        let host = premap::Hva::new(self.slots[0].0.expose_provenance() as u64);
+        let touch = premap::Touch::Write;
+        let region = premap::Region { range, host, backing: premap::Backing::Anonymous, touch };
+        let plan = premap::Plan::new([region]).unwrap();
+        let mut vcpus: Vec<_> =
+            self.vcpus.iter().map(|vcpu| premap_kvm::linux::Vcpu::new(borrowed(vcpu))).collect();
+        let report = premap::Engine::new().run(&plan, &mut vcpus).unwrap();
+        assert_eq!(report.host.mapped, BYTES);
+    }
+
     /// The descriptors of the VM and of its vCPUs.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = i32> {
         std::iter::once(self.vm.as_raw_fd()).chain(self.vcpus.iter().map(AsRawFd::as_raw_fd))
@@ -204,6 +217,11 @@ impl Machine {
             unsafe { self.slots[0].at(page).cast::<u16>().write_volatile(0) };
         }
     }
+}
+
+fn borrowed(vcpu: &VcpuFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor stays open for as long as it is borrowed.
+    unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) }
 }
 
 /// What a signal's handler does that calls a vCPU back.

@@ -5,8 +5,10 @@
 mod confine;
 mod machine;
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 
 use confine::On;
 use kvm_ioctls::Kvm;
@@ -34,6 +36,8 @@ const RUN: libc::c_ulong = 0xae80;
 fn vmm() {
     let kvm = Kvm::new().unwrap();
     match std::env::var(VARIABLE).unwrap().as_str() {
+        "nothing" => {}
+        "children" => assert!(std::process::Command::new("true").status().unwrap().success()),
         "plain" => run(&mut Machine::new(&kvm)),
         "close" => (0..3).for_each(|_| run(&mut Machine::new(&kvm))),
         "slots" => slots(&kvm),
@@ -129,6 +133,38 @@ fn vmm() {
                 );
                 std::thread::sleep(std::time::Duration::from_millis(10));
             }
+        }
+        // A root without /proc, before the library began.
+        "chroot" => {
+            let root = std::env::temp_dir().join(format!("premap-empty-{}", std::process::id()));
+            std::fs::create_dir(&root).unwrap();
+            std::os::unix::fs::chroot(&root).unwrap();
+            run(&mut Machine::new(&kvm));
+        }
+        "odd-path" => {
+            let path = std::env::temp_dir().join(OsStr::from_bytes(b"premap-odd-\xff\xfe\n"));
+            let file = std::fs::File::options()
+                .write(true)
+                .read(true)
+                .create(true)
+                .truncate(true)
+                .open(&path)
+                .unwrap();
+            std::fs::remove_file(&path).unwrap();
+            file.set_len(4096).unwrap();
+            // SAFETY: a new mapping, which nobody uses.
+            let at = unsafe {
+                libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
+            };
+            assert_ne!(at, libc::MAP_FAILED);
+            run(&mut Machine::new(&kvm));
+        }
+        // It has the engine in itself, and used it before.
+        "linked" => {
+            let other = Machine::new(&kvm);
+            other.map_by_itself();
+            run(&mut Machine::new(&kvm));
+            other.map_by_itself();
         }
         "registered" => registered(&kvm),
         "called-back" => called_back(&kvm),
