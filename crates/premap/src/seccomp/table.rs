@@ -25,6 +25,7 @@ const GET_SREGS: Argument = request(abi::KVM_GET_SREGS, "KVM_GET_SREGS");
 const SET_SREGS: Argument = request(abi::KVM_SET_SREGS, "KVM_SET_SREGS");
 const CHECK_EXTENSION: Argument = request(abi::KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION");
 const GET_STATS_FD: Argument = request(abi::KVM_GET_STATS_FD, "KVM_GET_STATS_FD");
+const GET_REGS: Argument = request(abi::KVM_GET_REGS, "KVM_GET_REGS");
 const SCAN: Argument = request(PAGEMAP_SCAN, "PAGEMAP_SCAN");
 const QUERY: Argument = request(PROCMAP_QUERY, "PROCMAP_QUERY");
 const POPULATE_READ: Argument = advice(libc::MADV_POPULATE_READ, "MADV_POPULATE_READ");
@@ -195,6 +196,8 @@ const EXEC: &[Rule] = rules! {
     Worker SYS_openat;
     Worker SYS_pread64;
     Worker SYS_readlink;
+    Worker SYS_ioctl (GET_REGS);
+    Worker SYS_process_vm_readv;
     Worker SYS_write;
 };
 
