@@ -44,7 +44,6 @@ const CLOCK: Need = Sometimes("where the clock can't be read without a call");
 const RESTART: Need = Sometimes("after the process was stopped and continued");
 const GETPID: Need = Sometimes("glibc, to send a signal");
 const FILE: Need = Sometimes("where a file is mapped");
-const SHORT: Need = Sometimes("within the host's memory, where a plan does not fit");
 const REPORT: Need = Sometimes("for `--report FILE`, and to see whether there is a filter");
 const CHECKED_CLOSE: Need = Sometimes("Rust's debug builds, before a close");
 
@@ -87,7 +86,6 @@ const LOOK: &[Rule] = rules! {
     Caller SYS_statx: FILE;
     Caller SYS_lseek: FILE;
     Caller SYS_fcntl: CHECKED_CLOSE;
-    Caller SYS_ioctl (SCAN): SHORT;
     Worker SYS_openat: OrErrno;
     Worker SYS_read: OrErrno;
     Worker SYS_close: OrErrno;
@@ -95,7 +93,6 @@ const LOOK: &[Rule] = rules! {
     Worker SYS_lseek: FILE;
     Worker SYS_fstatfs: FILE;
     Worker SYS_fcntl: CHECKED_CLOSE;
-    Worker SYS_ioctl (SCAN): SHORT;
 };
 
 const FOREGROUND: &[Rule] = rules! {
