@@ -73,3 +73,27 @@ impl Mapping {
         Ok(engine.run(&plan, vcpus)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use premap::{Backing, Gpa, GpaRange, Hva, Touch};
+
+    use super::*;
+
+    #[test]
+    fn a_guest_that_fails_for_want_of_memory_says_what_the_host_stage_says() {
+        // Nothing is mapped there.
+        let (range, host) = (GpaRange::new(Gpa::new(0), 4 << 20), Hva::new(1 << 20));
+        let region = Region { range, host, backing: Backing::Anonymous, touch: Touch::Write };
+        let told = |regions: &[Region]| {
+            format!("{:#}", explained(anyhow::anyhow!("KVM_RUN failed: Bad address"), regions))
+        };
+        let with_cause = told(&[region]);
+        assert!(
+            with_cause.starts_with("4 MiB of the guest's memory can't be had: host stage: "),
+            "{with_cause}"
+        );
+        assert!(with_cause.ends_with(": KVM_RUN failed: Bad address"), "{with_cause}");
+        assert_eq!(told(&[]), "KVM_RUN failed: Bad address");
+    }
+}

@@ -189,7 +189,7 @@ fn vcpus(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "not a number of vCPUs; give 1 to 1024".to_owned())
 }
 
-fn rounds(text: &str) -> Result<u32, String> {
+pub(crate) fn rounds(text: &str) -> Result<u32, String> {
     text.parse()
         .ok()
         .filter(|count| (1..=1000).contains(count))

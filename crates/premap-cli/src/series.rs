@@ -1,4 +1,4 @@
-//! What one strategy came to, over all rounds of a run.
+//! What one way of doing it came to, over all rounds of a run.
 
 use crate::first_touch::Outcome;
 use crate::strategy::Strategy;
@@ -6,11 +6,11 @@ use crate::strategy::Strategy;
 /// One figure of an outcome, such as [`Outcome::total_ns`].
 pub(crate) type Figure = fn(&Outcome) -> u64;
 
-/// The outcomes of one strategy, one of each round.
+/// The outcomes of one strategy, or of one profile, one of each round.
 #[derive(Clone, Debug)]
-pub(crate) struct Series {
-    first: Outcome,
-    rest: Vec<Outcome>,
+pub(crate) struct Series<T = Outcome> {
+    first: T,
+    rest: Vec<T>,
 }
 
 /// Where the values of a figure lie.
@@ -22,34 +22,34 @@ pub(crate) struct Spread {
     pub(crate) max: u64,
 }
 
-impl Series {
+impl<T> Series<T> {
     /// The first round.
-    pub(crate) fn new(first: Outcome) -> Self {
+    pub(crate) fn new(first: T) -> Self {
         Self { first, rest: Vec::new() }
     }
 
     /// Another round.
-    pub(crate) fn push(&mut self, outcome: Outcome) {
+    pub(crate) fn push(&mut self, outcome: T) {
         self.rest.push(outcome);
     }
 
-    pub(crate) fn strategy(&self) -> Strategy {
-        self.first.strategy
+    /// The first round, for what is the same in all.
+    pub(crate) fn first(&self) -> &T {
+        &self.first
     }
 
     /// All rounds, the first one first.
-    pub(crate) fn samples(&self) -> impl Iterator<Item = &Outcome> {
+    pub(crate) fn samples(&self) -> impl Iterator<Item = &T> {
         [&self.first].into_iter().chain(&self.rest)
     }
 
-    /// The round that mapped least: what was lost in any round is lost in this one, if not all rounds lost alike.
-    pub(crate) fn least(&self) -> &Outcome {
-        let mapped = |outcome: &&Outcome| outcome.report.host.mapped + outcome.report.second.mapped;
-        self.samples().min_by_key(mapped).unwrap_or(&self.first)
+    /// The round of which `mapped` is least: it has what any round lost, if not all rounds lost alike.
+    pub(crate) fn least_by(&self, mapped: impl Fn(&T) -> u64) -> &T {
+        self.samples().min_by_key(|outcome| mapped(outcome)).unwrap_or(&self.first)
     }
 
     /// The middle of a figure, with its bounds.
-    pub(crate) fn spread(&self, figure: Figure) -> Spread {
+    pub(crate) fn spread(&self, figure: impl Fn(&T) -> u64) -> Spread {
         let mut values: Vec<u64> = self.samples().map(figure).collect();
         values.sort_unstable();
         let at = |index: usize| values.get(index).copied().unwrap_or_default();
@@ -57,8 +57,19 @@ impl Series {
     }
 
     /// The middle of a figure.
-    pub(crate) fn median(&self, figure: Figure) -> u64 {
+    pub(crate) fn median(&self, figure: impl Fn(&T) -> u64) -> u64 {
         self.spread(figure).median
+    }
+}
+
+impl Series {
+    pub(crate) fn strategy(&self) -> Strategy {
+        self.first.strategy
+    }
+
+    /// The round that mapped least.
+    pub(crate) fn least(&self) -> &Outcome {
+        self.least_by(|outcome| outcome.report.host.mapped + outcome.report.second.mapped)
     }
 }
 

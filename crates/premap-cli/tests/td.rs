@@ -179,6 +179,33 @@ fn without_mapping_ahead_each_page_costs_an_exit() {
 }
 
 #[test]
+fn rounds_of_a_td_are_told_by_median_and_range_and_one_as_what_it_is() {
+    let file = file("rounds.fd", &firmware());
+    let run = format!("td run {file} --memory 16M --profile proposal,6.16");
+    let json = json(&premap(&format!("{run} --repeat 3 --json")));
+    for td in json.as_array().expect("one for each profile") {
+        let samples = td["samples"].as_array().expect("samples");
+        assert_eq!((td["repeat"].as_u64(), samples.len()), (Some(3), 3));
+        for figure in ["/accept/ns", "/accept/exits", "/phases/2/ns"] {
+            let mut values: Vec<_> = samples.iter().filter_map(|one| one.pointer(figure)?.as_u64()).collect();
+            values.sort_unstable();
+            assert_eq!(td.pointer(figure).and_then(Value::as_u64), values.get(1).copied(), "{figure}");
+        }
+    }
+    let text = |flags: &str| premap(&format!("{run} {flags}")).stdout.replace('\n', " ");
+    assert!(text("").contains("one sample, whose spread is unknown"));
+    assert!(text("--repeat 2").contains("medians of 2 rounds"));
+    refused_run(&file, "--repeat 0", "1 to 1000");
+}
+
+#[track_caller]
+fn refused_run(file: &str, flags: &str, expected: &str) {
+    let done = premap(&format!("td run {file} {flags}"));
+    assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{}", done.stderr);
+    assert!(done.stderr.contains(flags) && done.stderr.contains(expected), "{}", done.stderr);
+}
+
+#[test]
 fn a_td_that_can_t_run_is_one_line() {
     let file = file("bad.fd", &firmware());
     let check = |flags: &str, code, expected: &str| {

@@ -20,9 +20,11 @@ use machine::Machine;
 use premap::seccomp::{Argument, Mode, Need, Rule, Syscall, Thread, rules};
 use premap_exec_settings::{LIBRARY, Report, Seccomp, Settings, VARIABLE};
 
-/// What the VMM is told: to be observed, or which calls are its own, and so to confine itself.
+/// What the VMM is told: to be observed; or which calls are its own, and so to confine itself.
 const OWN: &str = "PREMAP_TEST_OWN_CALLS";
 const OBSERVED: &str = "observed";
+/// Or to change to this directory.
+const CHROOT: &str = "chroot:";
 /// What a rule is called that is not the library's.
 const VMM: &str = "the VMM's own";
 const MODES: [Mode; 2] = [Mode::ExecStart, Mode::Exec];
@@ -31,6 +33,12 @@ const MODES: [Mode; 2] = [Mode::ExecStart, Mode::Exec];
 #[ignore = "the VMM that the other tests run"]
 fn vmm() {
     let own = std::env::var(OWN).unwrap();
+    if let Some(directory) = own.strip_prefix(CHROOT) {
+        let kvm = Kvm::new().unwrap();
+        std::os::unix::fs::chroot(directory).unwrap();
+        Machine::new(&kvm).run().unwrap();
+        return;
+    }
     if own == OBSERVED {
         let mut out = std::fs::File::options().write(true).open("/proc/self/fd/1").unwrap();
         let done = observe_each(work, &[], |call| tell(&call, &mut out));
@@ -107,19 +115,19 @@ fn parse_rule(text: &str) -> Rule {
     Rule { thread: Thread::Caller, syscall, argument, need: Need::Sometimes(VMM) }
 }
 
-fn run(own: &str, library: Option<PathBuf>) -> Output {
+fn run(own: &str, library: Option<PathBuf>, seccomp: Seccomp) -> Output {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "vmm", "--nocapture"]).env(OWN, own);
     if let Some(library) = library {
         let report = Some(Report::Descriptor(2));
-        let settings = Settings { seccomp: Seccomp::Trust, report, ..Settings::default() };
+        let settings = Settings { seccomp, report, ..Settings::default() };
         command.env("LD_PRELOAD", library).env(VARIABLE, settings.encode().unwrap());
     }
     command.output().unwrap()
 }
 
 fn observe(library: Option<PathBuf>) -> Observed {
-    let output = run(OBSERVED, library);
+    let output = run(OBSERVED, library, Seccomp::Trust);
     assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     let calls: Vec<_> = String::from_utf8_lossy(&output.stdout).lines().filter_map(parse_call).collect();
     Observed { first: calls[0].thread, calls }
@@ -167,8 +175,28 @@ fn every_call_of_the_library_has_a_rule_and_every_rule_a_call() {
 fn a_vmm_under_exactly_the_filter_for_exec_is_mapped_and_lives() {
     let Some(library) = library() else { return };
     let own = own_calls();
-    let output = run(&own.into_keys().collect::<Vec<_>>().join(" "), Some(library));
+    let output = run(&own.into_keys().collect::<Vec<_>>().join(" "), Some(library), Seccomp::Trust);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {said}", output.status);
     assert!(said.contains(r#""event":"mapped""#) && said.contains(r#""event":"ended""#), "{said}");
+}
+
+#[test]
+fn a_vmm_in_a_chroot_without_proc_is_told_which_file_is_missing_and_runs() {
+    let Some(library) = library() else { return };
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only root may change its root");
+    }
+    let directory = std::env::temp_dir().join(format!("premap-preload-jail-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    for seccomp in [Seccomp::StepAside, Seccomp::Trust] {
+        let output = run(&format!("{CHROOT}{}", directory.display()), Some(library.clone()), seccomp);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {said}", output.status);
+        let lines: Vec<_> = said.lines().filter(|line| line.starts_with("premap exec: ")).collect();
+        let [line] = lines[..] else { panic!("{said}") };
+        assert!(line.contains("/proc/self/smaps") && line.contains("os error 2"), "{line}");
+        assert!(!line.contains("confined by seccomp"), "{line}");
+    }
+    std::fs::remove_dir(&directory).unwrap();
 }

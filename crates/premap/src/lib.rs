@@ -55,6 +55,18 @@
 //! }
 //! ```
 //!
+//! What the guest gives back meanwhile, by a balloon or by reporting free pages, is [forgotten](SlotGuard::forget) under the
+//! guard before it is discarded, and not filled again. Memory that is registered with userfaultfd while a run goes on is
+//! registered under the guard: the engine looks at it anew then. A populate that meets such memory unprepared waits for its
+//! handler, and where that never answers nothing but SIGKILL ends it.
+//!
+//! # What is left alone
+//!
+//! Before it touches memory the engine looks at what that is, where `/proc` can be read. A userfaultfd handler's pages are
+//! the handler's to give. Of a file on disk that is mapped shared, data is read and holes stay holes: a write would allocate
+//! them there. Slots whose dirty pages KVM logs can't be seen; a VMM that logs says so
+//! ([`Engine::dirty_logged`]), or its next snapshot of what changed has everything in it.
+//!
 //! # What comes first
 //!
 //! A [`Plan`]'s order is the caller's. [`working_set`] records what a guest touches, keeps it in a file, and puts the next

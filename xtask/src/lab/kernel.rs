@@ -14,9 +14,7 @@ use super::{modules, note, source, version};
 const FLAVOUR: &str = "-cloud-amd64";
 /// What a kernel was built with, beside its image.
 const CONFIGURATION: &str = "config";
-/// What makes a kernel a KVM host.
-const KVM: &str = "kvm-amd";
-/// What gives Debian's kernels a file system on a disk beside that, for VMMs whose memory is a file.
+/// What gives Debian's kernels a file system on a disk, where it is not built in, for VMMs whose memory is a file.
 const DISK: [&str; 2] = ["loop", "ext4"];
 /// Which of them one of Debian's kernels was unpacked with, beside its image.
 const MODULES: &str = "modules-asked";
@@ -87,7 +85,7 @@ impl Kernel {
         let directory = directory(lab, line);
         let (made_of, wanted) = match line {
             Line::Private => (CONFIGURATION, source::CONFIGURATION.to_owned()),
-            Line::Latest | Line::Series(_) => (MODULES, asked(line).join(" ")),
+            Line::Latest | Line::Series(_) => (MODULES, DISK.join(" ")),
         };
         if fs::read_to_string(directory.join(made_of)).ok()? != wanted {
             return None;
@@ -109,7 +107,7 @@ impl Kernel {
 
     fn build(lab: &Path, apt: &Apt) -> Result<Self> {
         let built = source::build(lab, apt).context("cannot build the private kernel")?;
-        let fresh = gather(lab, &Line::Private, &built.release, &built.image, &built.modules)?;
+        let fresh = gather(lab, &built.release, &built.image, &built.modules)?;
         fs::write(fresh.join(CONFIGURATION), source::CONFIGURATION)?;
         pin(lab, &Line::Private, &fresh)?;
         built.remove()?;
@@ -193,28 +191,20 @@ fn unpack(lab: &Path, apt: &Apt, line: &Line, release: &str, packages: &[String]
         bail!("the packages of {release} have no kernel image or no kvm module");
     };
 
-    let fresh = gather(lab, line, release, &image, &tree)?;
-    fs::write(fresh.join(MODULES), asked(line).join(" "))?;
+    let fresh = gather(lab, release, &image, &tree)?;
+    fs::write(fresh.join(MODULES), DISK.join(" "))?;
     pin(lab, line, &fresh)?;
     fs::remove_dir_all(root)?;
     Ok(())
 }
 
-/// The modules that a kernel of this line is to have.
-fn asked(line: &Line) -> Vec<&'static str> {
-    match line {
-        Line::Private => vec![KVM],
-        Line::Latest | Line::Series(_) => [KVM].into_iter().chain(DISK).collect(),
-    }
-}
-
-/// Copies the image, and the modules of a tree that the lab asks for, to where a kernel waits for being pinned.
-fn gather(lab: &Path, line: &Line, release: &str, image: &Path, tree: &Path) -> Result<PathBuf> {
+/// Copies the image, and the modules of a tree that the lab needs, to where a kernel waits for being pinned.
+fn gather(lab: &Path, release: &str, image: &Path, tree: &Path) -> Result<PathBuf> {
     let fresh = lab.join("kernel-new");
     fresh_directory(&fresh)?;
     fs::copy(image, fresh.join("vmlinuz"))?;
     fs::create_dir(fresh.join("modules"))?;
-    for (at, (name, bytes)) in modules::with_dependencies(tree, &asked(line))?.iter().enumerate() {
+    for (at, (name, bytes)) in modules::with_dependencies(tree, &["kvm-amd"], &DISK)?.iter().enumerate() {
         fs::write(fresh.join("modules").join(format!("{at:02}-{name}.ko")), bytes)?;
     }
     fs::write(fresh.join("release"), release)?;

@@ -10,27 +10,32 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-/// Returns the named modules and all they depend on, uncompressed, each after its dependencies. One that is built into the
-/// kernel is left out.
-pub(super) fn with_dependencies(tree: &Path, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+/// Returns the named modules and all they depend on, uncompressed, each after its dependencies. Of those that are `wanted` and
+/// not needed, one that is not there may be built into the kernel, and is left out.
+pub(super) fn with_dependencies(
+    tree: &Path,
+    needed: &[&str],
+    wanted: &[&str],
+) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
     walk(&tree.join("kernel"), &mut files)?;
     let mut loaded = Vec::new();
-    let built_in = fs::read_to_string(tree.join("modules.builtin")).unwrap_or_default();
-    for name in names.iter().filter(|name| !is_built_in(&built_in, name)) {
+    let wanted = wanted.iter().filter(|name| find(&files, name).is_some());
+    for name in needed.iter().chain(wanted) {
         visit(&files, name, &mut loaded)?;
     }
     Ok(loaded)
+}
+
+fn find<'f>(files: &'f [PathBuf], name: &str) -> Option<&'f PathBuf> {
+    files.iter().find(|file| module_name(file).is_some_and(|known| known == canonical(name)))
 }
 
 fn visit(files: &[PathBuf], name: &str, loaded: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
     if loaded.iter().any(|(known, _)| known == name) {
         return Ok(());
     }
-    let file = files
-        .iter()
-        .find(|file| module_name(file).is_some_and(|known| known == canonical(name)))
-        .with_context(|| format!("the kernel package has no module {name}"))?;
+    let file = find(files, name).with_context(|| format!("the kernel package has no module {name}"))?;
     let bytes = decompress(file).with_context(|| format!("cannot decompress {}", file.display()))?;
     for dependency in depends(&bytes) {
         visit(files, &dependency, loaded)?;
@@ -59,11 +64,6 @@ fn canonical(name: &str) -> String {
 fn module_name(file: &Path) -> Option<String> {
     let (name, extension) = file.file_name()?.to_str()?.split_once(".ko")?;
     ["", ".xz", ".zst"].contains(&extension).then(|| canonical(name))
-}
-
-/// Whether the list, a path a line, has a module of this name.
-fn is_built_in(list: &str, name: &str) -> bool {
-    list.lines().any(|path| module_name(Path::new(path)).is_some_and(|known| known == canonical(name)))
 }
 
 fn decompress(file: &Path) -> Result<Vec<u8>> {
@@ -123,10 +123,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_built_in_is_found_by_its_name_in_both_spellings() {
-        let list = "kernel/fs/ext4/ext4.ko\nkernel/crypto/crc32c_generic.ko\n";
-        assert!(is_built_in(list, "ext4") && is_built_in(list, "crc32c-generic"));
-        assert!(!is_built_in(list, "ext") && !is_built_in("", "ext4"));
+    fn a_module_that_is_only_wanted_may_be_missing() {
+        let tree = std::env::temp_dir().join(format!("premap-modules-{}", std::process::id()));
+        fs::create_dir_all(tree.join("kernel/fs")).unwrap();
+        for name in ["kvm.ko", "fs/loop.ko"] {
+            fs::write(tree.join("kernel").join(name), b"ELF\0depends=\0").unwrap();
+        }
+        let found = with_dependencies(&tree, &["kvm"], &["loop", "ext4"]);
+        let lost = with_dependencies(&tree, &["ext4"], &[]);
+        fs::remove_dir_all(&tree).unwrap();
+        let names: Vec<_> = found.unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["kvm", "loop"]);
+        assert!(lost.unwrap_err().to_string().contains("no module ext4"));
     }
 
     #[test]

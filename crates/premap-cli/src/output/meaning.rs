@@ -53,7 +53,7 @@ fn emulated(demand: &Series) -> Option<String> {
 }
 
 fn gain(demand: &Series, two: &Series) -> Option<String> {
-    let beside = |figure| ratio(two.median(figure), demand.median(figure)).unwrap_or_default();
+    let beside = |figure: Figure| ratio(two.median(figure), demand.median(figure)).unwrap_or_default();
     (two.median(FAULTS) < demand.median(FAULTS)).then(|| {
         format!(
             "Mapped at both stages before it ran, the guest took {} instead of {}. It ran in {} of demand's time, \

@@ -46,11 +46,12 @@ pub(crate) fn text(common: &Common, all: &[Series]) -> String {
 }
 
 /// How well the figures are known.
-fn rounds(rounds: u32) -> String {
+pub(crate) fn rounds(rounds: u32) -> String {
     match rounds {
         1 => "Each figure is one sample, whose spread is unknown: `--repeat 5` shows it.".to_owned(),
         rounds => format!(
-            "Figures are medians of {rounds} rounds, each strategy once a round, with the lowest and the highest beneath."
+            "Figures are medians of {rounds} rounds, in each of which all were measured, with the lowest and the highest \
+             beneath."
         ),
     }
 }
@@ -131,7 +132,7 @@ fn table(all: &[Series]) -> Table {
 }
 
 /// A figure with what there is to add, and its bounds beneath where they differ.
-fn spread(spread: Spread, show: fn(u64) -> String, note: Option<&str>) -> String {
+pub(crate) fn spread(spread: Spread, show: fn(u64) -> String, note: Option<&str>) -> String {
     let Spread { median, min, max } = spread;
     let note = note.map(|note| format!(" ({note})")).unwrap_or_default();
     if min == max {

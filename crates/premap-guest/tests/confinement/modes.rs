@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use premap::seccomp::Mode;
 use premap::working_set::Recorder;
-use premap::{Engine, Gate, Pace, Plan, Region, Report, Touch};
+use premap::{Budget, Engine, Gate, HostMemory, Pace, Plan, Region, Report, Touch};
 use premap_address::{Gpa, PAGE_SIZE};
 use premap_guest::{Backing, Memory};
 
@@ -29,6 +29,12 @@ pub(crate) fn run(mode: Mode, confine: impl FnOnce(&mut (dyn FnMut() + Send))) {
             let (engine, plan) = (Engine::new().patience(PATIENCE), plan.clone());
             match mode {
                 Mode::Vm => map(engine.vm(vm), &plan, &mut [&mut *spare]),
+                Mode::HostMemory => {
+                    // All fits, and then not all of it.
+                    map(engine.budget(Budget::within_host_memory()), &plan, &mut [&mut *spare]);
+                    let little = Budget { host_memory: HostMemory::UpTo(BYTES), ..Budget::default() };
+                    Engine::new().budget(little).run(&plan, &mut [&mut *spare]).unwrap();
+                }
                 Mode::Pace => {
                     let pace = Pace::PercentOfCore(NonZeroU16::new(400).unwrap());
                     map(engine.pace(pace), &plan, &mut [&mut *spare]);

@@ -12,8 +12,16 @@ use crate::host::{self, Kvm};
 use crate::{child, modes, skip};
 
 /// What is run here; `premap exec` has its own test, beside the library that it preloads.
-const MODES: [Mode; 7] =
-    [Mode::Foreground, Mode::Alone, Mode::Vm, Mode::Gate, Mode::Pace, Mode::Background, Mode::Recorder];
+pub(crate) const MODES: [Mode; 8] = [
+    Mode::Foreground,
+    Mode::Alone,
+    Mode::Vm,
+    Mode::HostMemory,
+    Mode::Gate,
+    Mode::Pace,
+    Mode::Background,
+    Mode::Recorder,
+];
 
 /// What is left out of the filter, or put before it: nothing, or all that may be answered with an errno.
 const EXACT: &str = "exact";

@@ -64,6 +64,8 @@ pub enum Mode {
     Alone,
     /// [`Engine::vm`](crate::Engine::vm): asks the VM what it can do, and counts its pages.
     Vm,
+    /// [`Budget::within_host_memory`](crate::Budget::within_host_memory).
+    HostMemory,
     /// [`Engine::gate`](crate::Engine::gate), on the thread that closes it too.
     Gate,
     /// [`Engine::pace`](crate::Engine::pace).
@@ -80,12 +82,13 @@ pub enum Mode {
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Threads,
         Self::Look,
         Self::Foreground,
         Self::Alone,
         Self::Vm,
+        Self::HostMemory,
         Self::Gate,
         Self::Pace,
         Self::Background,
@@ -107,7 +110,9 @@ impl Mode {
             Self::Threads | Self::Exec => None,
             Self::Look | Self::Recorder | Self::ExecStart => Some(Self::Threads),
             Self::Foreground => Some(Self::Look),
-            Self::Alone | Self::Vm | Self::Gate | Self::Pace | Self::Background => Some(Self::Foreground),
+            Self::Alone | Self::Vm | Self::HostMemory | Self::Gate | Self::Pace | Self::Background => {
+                Some(Self::Foreground)
+            }
         }
     }
 }
@@ -182,7 +187,8 @@ pub fn rules(modes: &[Mode]) -> Vec<Rule> {
         let mut taken: Vec<Rule> = chain.flat_map(|mode| mode.adds()).copied().collect();
         if *mode == Mode::Exec {
             // The engine is called on a thread of the library's own.
-            taken.extend(rules(&[Mode::Vm]).into_iter().map(|rule| Rule { thread: Thread::Worker, ..rule }));
+            let engine = rules(&[Mode::Vm, Mode::HostMemory]);
+            taken.extend(engine.into_iter().map(|rule| Rule { thread: Thread::Worker, ..rule }));
         }
         for rule in taken {
             match all.iter_mut().find(|known| known.is_like(&rule)) {

@@ -22,7 +22,6 @@ macro_rules! rules {
 
 const PRE_FAULT_MEMORY: Argument = request(abi::KVM_PRE_FAULT_MEMORY, "KVM_PRE_FAULT_MEMORY");
 const GET_SREGS: Argument = request(abi::KVM_GET_SREGS, "KVM_GET_SREGS");
-const GET_REGS: Argument = request(abi::KVM_GET_REGS, "KVM_GET_REGS");
 const SET_SREGS: Argument = request(abi::KVM_SET_SREGS, "KVM_SET_SREGS");
 const CHECK_EXTENSION: Argument = request(abi::KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION");
 const GET_STATS_FD: Argument = request(abi::KVM_GET_STATS_FD, "KVM_GET_STATS_FD");
@@ -44,6 +43,7 @@ const CLOCK: Need = Sometimes("where the clock can't be read without a call");
 const RESTART: Need = Sometimes("after the process was stopped and continued");
 const GETPID: Need = Sometimes("glibc, to send a signal");
 const FILE: Need = Sometimes("where a file is mapped");
+const SHORT: Need = Sometimes("within the host's memory, where a plan does not fit");
 const REPORT: Need = Sometimes("for `--report FILE`, and to see whether there is a filter");
 const CHECKED_CLOSE: Need = Sometimes("Rust's debug builds, before a close");
 
@@ -86,6 +86,7 @@ const LOOK: &[Rule] = rules! {
     Caller SYS_statx: FILE;
     Caller SYS_lseek: FILE;
     Caller SYS_fcntl: CHECKED_CLOSE;
+    Caller SYS_ioctl (SCAN): SHORT;
     Worker SYS_openat: OrErrno;
     Worker SYS_read: OrErrno;
     Worker SYS_close: OrErrno;
@@ -93,6 +94,7 @@ const LOOK: &[Rule] = rules! {
     Worker SYS_lseek: FILE;
     Worker SYS_fstatfs: FILE;
     Worker SYS_fcntl: CHECKED_CLOSE;
+    Worker SYS_ioctl (SCAN): SHORT;
 };
 
 const FOREGROUND: &[Rule] = rules! {
@@ -136,6 +138,12 @@ const VM: &[Rule] = rules! {
     Caller SYS_statx;
     Caller SYS_close;
     Caller SYS_fcntl: CHECKED_CLOSE;
+};
+
+/// Where not all of a plan fits, what of it is present.
+const HOST_MEMORY: &[Rule] = rules! {
+    Caller SYS_ioctl (SCAN): OrErrno;
+    Worker SYS_ioctl (SCAN): Sometimes("in the background");
 };
 
 const GATE: &[Rule] = rules! {
@@ -188,8 +196,6 @@ const EXEC: &[Rule] = rules! {
     Worker SYS_pread64;
     Worker SYS_readlink;
     Worker SYS_write;
-    Worker SYS_ioctl (GET_REGS);
-    Worker SYS_process_vm_readv;
 };
 
 pub(super) const fn adds(mode: Mode) -> &'static [Rule] {
@@ -199,6 +205,7 @@ pub(super) const fn adds(mode: Mode) -> &'static [Rule] {
         Mode::Foreground => FOREGROUND,
         Mode::Alone => ALONE,
         Mode::Vm => VM,
+        Mode::HostMemory => HOST_MEMORY,
         Mode::Gate => GATE,
         Mode::Pace => PACE,
         Mode::Background => BACKGROUND,

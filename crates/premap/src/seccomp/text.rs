@@ -33,12 +33,13 @@ const fn what(mode: Mode) -> &'static str {
         Mode::Foreground => "`Engine::run`, besides",
         Mode::Alone => "the same where there can be no thread, besides",
         Mode::Vm => "`Engine::vm`, besides",
+        Mode::HostMemory => "`Budget::within_host_memory`, besides",
         Mode::Gate => "`Engine::gate`, besides",
         Mode::Pace => "`Engine::pace`, besides",
         Mode::Background => "`Engine::background`, besides that of `run`",
         Mode::Recorder => "`working_set::Recorder`, besides starting threads",
         Mode::ExecStart => "`premap exec`, when the VMM opens KVM, besides starting threads",
-        Mode::Exec => "`premap exec`, then; and on its own threads all of `run` and `vm`",
+        Mode::Exec => "`premap exec`, then; its own threads also all of `run`, `vm` and `within_host_memory`",
     }
 }
 
@@ -108,7 +109,7 @@ mod tests {
     #[test]
     fn a_list_names_each_call_once_with_its_arguments() {
         let list = list(&rules(&[Mode::Foreground]));
-        let first = "ioctl 0xc040aed5, 0x8138ae83 and 0x4138ae84, madvise 22, 23, ";
+        let first = "ioctl 0xc040aed5, 0x8138ae83, 0x4138ae84 and 0xc0606610, madvise 22, 23, ";
         assert!(list.starts_with(first), "{list}");
         assert_eq!(list.matches("futex").count(), 1, "{list}");
     }

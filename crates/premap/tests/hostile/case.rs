@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use premap::td::{Launch, Piece};
 use premap::{
-    Backing, Budget, Engine, Error, Fate, Gate, Gpa, GpaRange, Hva, Pace, Plan, Region, Report, Stage,
-    Stages, Stop, Touch,
+    Backing, Budget, Engine, Error, Fate, Gate, Gpa, GpaRange, HostMemory, Hva, Pace, Plan, Region, Report,
+    Stage, Stages, Stop, Touch,
 };
 
 use crate::kvm::{Hostile, HostileVm, Kvm, PAGE, PANIC};
@@ -24,8 +24,18 @@ pub(crate) fn check(seed: u64, memory: &Memory) {
         return launch(&mut random, &kvm, &stop);
     }
     let plan = plan(&mut random, memory);
-    let stages = random.pick(&[Stages::Both, Stages::Both, Stages::Host, Stages::Second, Stages::Second]);
-    let vcpus = random.from(u64::from(stages != Stages::Host), 4);
+    // Before a host stage the address space is looked at, which takes longer than all the rest.
+    let stages = random.pick(&[
+        Stages::Both,
+        Stages::Host,
+        Stages::Second,
+        Stages::Second,
+        Stages::Second,
+        Stages::Second,
+        Stages::Second,
+        Stages::Second,
+    ]);
+    let vcpus = random.pick(&[u64::from(stages != Stages::Host), 1, 1, 1, 2, 2, 3, 4]);
     let mut vcpus: Vec<_> = (0..vcpus).map(|_| Hostile::new(&kvm, &mut random)).collect();
     let gate = Gate::new();
     let begin = Instant::now();
@@ -151,7 +161,10 @@ fn pace(random: &mut Random, bytes: u64) -> Pace {
 fn budget(random: &mut Random, plan: u64) -> Budget {
     let bytes = random.often(200).then(|| random.below(plan + 2 * PAGE));
     let deadline = random.often(200).then(|| Instant::now() + Duration::from_micros(random.below(2000)));
-    Budget { bytes, deadline }
+    let limits = [HostMemory::Whole, HostMemory::Front, HostMemory::UpTo(random.below(plan + PAGE))];
+    // A limit has files read too.
+    let host_memory = if random.often(50) { random.pick(&limits) } else { HostMemory::Unlimited };
+    Budget { bytes, deadline, host_memory }
 }
 
 /// What a VMM does meanwhile, on another thread.

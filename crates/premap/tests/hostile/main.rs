@@ -21,8 +21,8 @@ use kvm::PANIC;
 use memory::Memory;
 
 const RUNS: u64 = 100_000;
-/// Most of a case is waiting, for patience to end or for a signal.
-const DRIVERS: usize = 16;
+/// Half of a case is waiting, for patience to end or for a signal.
+const DRIVERS: usize = 6;
 /// A run takes some milliseconds at most; a machine that is busy with something else takes longer.
 const BOUND: Duration = Duration::from_secs(60);
 

@@ -180,7 +180,8 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let word = if self.harm.is_none() { "ok" } else { "HARM" };
         let Self { case, without, with, .. } = self;
-        write!(f, "  {word:4} {:13}  without: {without}; with: {with}", case.name())
+        write!(f, "  {word:4} {:13}  without: {without}; with: {with}", case.name())?;
+        self.harm.iter().try_for_each(|harm| write!(f, "\n       {harm}"))
     }
 }
 

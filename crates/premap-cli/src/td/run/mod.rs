@@ -15,11 +15,15 @@ use premap_softkvm::Profile;
 use premap_tdx::hob::Ram;
 use premap_tdx::{Order, Tdvf, measure};
 
+use outcome::Outcome;
+
 use super::firmware;
 use super::measure::{hob, pages};
 use crate::failure::tell;
 use crate::host_memory;
+use crate::options::rounds;
 use crate::output::account::shortfall;
+use crate::series::Series;
 use crate::size::Size;
 
 /// Flags of `premap td run`.
@@ -44,7 +48,10 @@ pub(crate) struct Options {
     /// Leave memory to the guest's demand after the launch
     #[arg(long)]
     no_premap: bool,
-    /// Print JSON: an object, or with several profiles an array of them
+    /// How often each profile is run, once a round: figures are medians, with the lowest and the highest
+    #[arg(long, value_name = "N", default_value = "1", value_parser = rounds, allow_negative_numbers = true)]
+    repeat: u32,
+    /// Print JSON: an object, or with several profiles an array of them, with medians, accounts and all samples
     #[arg(long)]
     json: bool,
 }
@@ -60,9 +67,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let ram = Ram::q35(options.memory.0).context("RAM")?;
     let memory = slots(&ram, &tdvf);
     let expected = measure(tdvf.sections(), Order::Page.into()).mrtd;
-    let mut outcomes = Vec::new();
-    for profile in &options.profile {
-        let outcome = outcome::of(*profile, options, &tdvf, &hob, &memory, &ram)
+    let mut all: Vec<Series<Outcome>> = Vec::new();
+    for profile in (0..options.repeat).flat_map(|_| &options.profile) {
+        let outcome = Outcome::of(*profile, options, &tdvf, &hob, &memory, &ram)
             .with_context(|| format!("{}, as {profile}", name()))?;
         ensure!(
             outcome.mrtd == expected,
@@ -70,17 +77,20 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             name(),
             outcome.mrtd
         );
-        outcomes.push(outcome);
+        match all.iter_mut().find(|series| series.first().profile == *profile) {
+            Some(series) => series.push(outcome),
+            None => all.push(Series::new(outcome)),
+        }
     }
-    let text = if options.json { report::json(&outcomes)? } else { report::text(options, &outcomes) };
+    let text = if options.json { report::json(&all)? } else { report::text(options, &all) };
     stdout().lock().write_all(text.as_bytes()).context("writing to stdout")?;
-    Ok(told_failures(&outcomes))
+    Ok(told_failures(&all))
 }
 
 /// Tells of memory that the KVM refused to map. The guest has it by its own exits, if at all.
-fn told_failures(outcomes: &[outcome::Outcome]) -> ExitCode {
+fn told_failures(all: &[Series<Outcome>]) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
-    for outcome in outcomes {
+    for outcome in all.iter().flat_map(Series::samples) {
         for (phase, report) in outcome.mapped().into_iter().filter(|(_, report)| report.second.failed > 0) {
             let why = shortfall(report, Stage::Second).map(|reason| reason.to_string()).unwrap_or_default();
             tell(format_args!("{}, {phase}: {} failed: {why}", outcome.profile, Size(report.second.failed)));

@@ -26,6 +26,44 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// Launches and runs a TD.
+    pub(super) fn of(
+        profile: Profile,
+        options: &Options,
+        tdvf: &Tdvf<'_>,
+        hob: &TdHob,
+        memory: &[GpaRange],
+        ram: &Ram,
+    ) -> anyhow::Result<Self> {
+        let mut machine = TdMachine::new(profile, options.vcpus, memory)?;
+        let bar = bar(profile);
+        let mut launch = Launch::new(Piece::of_firmware(tdvf, hob), hob.gpa().raw())?
+            .progress(|progress| show(&bar, *progress));
+        if !options.no_premap {
+            launch = launch.map_rest(ram.ranges().iter().copied());
+        }
+        let (vm, vcpus) = machine.lend();
+        let launch = launch.run(vm, vcpus).context("the launch")?;
+        let pages: u64 = ram.ranges().iter().map(|range| range.bytes() / PAGE_SIZE).sum();
+        bar.set_message(format!("the guest accepts {pages} pages"));
+        bar.tick();
+        let acceptance = machine.accept(ram.ranges()).context("the guest")?;
+        bar.finish_and_clear();
+        let seamcalls =
+            machine.host().seamcalls().iter().map(|(call, count)| (call.name(), count.calls)).collect();
+        Ok(Self { profile, mrtd: machine.mrtd()?, launch, acceptance, seamcalls })
+    }
+
+    /// How long a phase took.
+    pub(super) fn phase_ns(&self, phase: Phase) -> u64 {
+        self.launch.phases.iter().filter(|report| report.phase == phase).map(|report| report.ns).sum()
+    }
+
+    /// How long the guest's ACCEPTs took.
+    pub(super) fn accept_ns(&self) -> u64 {
+        u64::try_from(self.acceptance.elapsed.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// The phases that map in parallel, each with what became of its memory.
     pub(super) fn mapped(&self) -> [(Phase, &Report); 2] {
         [(Phase::Reserve, &self.launch.reserve), (Phase::MapRest, &self.launch.rest)]
@@ -36,34 +74,6 @@ impl Outcome {
     pub(super) fn demand_exits(&self) -> u64 {
         self.acceptance.pages
     }
-}
-
-/// Launches and runs a TD.
-pub(super) fn of(
-    profile: Profile,
-    options: &Options,
-    tdvf: &Tdvf<'_>,
-    hob: &TdHob,
-    memory: &[GpaRange],
-    ram: &Ram,
-) -> anyhow::Result<Outcome> {
-    let mut machine = TdMachine::new(profile, options.vcpus, memory)?;
-    let bar = bar(profile);
-    let mut launch = Launch::new(Piece::of_firmware(tdvf, hob), hob.gpa().raw())?
-        .progress(|progress| show(&bar, *progress));
-    if !options.no_premap {
-        launch = launch.map_rest(ram.ranges().iter().copied());
-    }
-    let (vm, vcpus) = machine.lend();
-    let launch = launch.run(vm, vcpus).context("the launch")?;
-    let pages: u64 = ram.ranges().iter().map(|range| range.bytes() / PAGE_SIZE).sum();
-    bar.set_message(format!("the guest accepts {pages} pages"));
-    bar.tick();
-    let acceptance = machine.accept(ram.ranges()).context("the guest")?;
-    bar.finish_and_clear();
-    let seamcalls =
-        machine.host().seamcalls().iter().map(|(call, count)| (call.name(), count.calls)).collect();
-    Ok(Outcome { profile, mrtd: machine.mrtd()?, launch, acceptance, seamcalls })
 }
 
 /// Draws to stderr, and only if that is a terminal.

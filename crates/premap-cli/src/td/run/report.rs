@@ -11,7 +11,9 @@ use serde::Serialize;
 use super::Options;
 use super::outcome::Outcome;
 use crate::output::account::{self, Account, shortfall};
+use crate::output::table::{rounds, spread};
 use crate::output::{STYLE, wrap};
+use crate::series::Series;
 use crate::size::{Size, counted, thousands, time};
 
 #[derive(Serialize)]
@@ -25,6 +27,18 @@ struct Json<'a> {
     seamcalls: &'a BTreeMap<&'static str, u64>,
     accept: JsonAccept,
     demand_exits: u64,
+    /// The number of rounds: times and exits are medians over them, all else is of the round that mapped least.
+    repeat: usize,
+    samples: Vec<JsonSample>,
+}
+
+/// One round.
+#[derive(Serialize)]
+struct JsonSample {
+    phases: Vec<JsonPhase>,
+    reserve: JsonAccount,
+    map_rest: JsonAccount,
+    accept: JsonAccept,
 }
 
 #[derive(Serialize)]
@@ -52,8 +66,8 @@ struct JsonAccept {
 const ALL: [Phase; 5] = [Phase::InitVcpus, Phase::Reserve, Phase::Add, Phase::Finalize, Phase::MapRest];
 
 /// An object, or an array of them.
-pub(super) fn json(outcomes: &[Outcome]) -> serde_json::Result<String> {
-    let objects: Vec<Json<'_>> = outcomes.iter().map(object).collect();
+pub(super) fn json(all: &[Series<Outcome>]) -> serde_json::Result<String> {
+    let objects: Vec<Json<'_>> = all.iter().map(object).collect();
     let text = match objects.as_slice() {
         [one] => serde_json::to_string_pretty(one)?,
         all => serde_json::to_string_pretty(all)?,
@@ -61,26 +75,46 @@ pub(super) fn json(outcomes: &[Outcome]) -> serde_json::Result<String> {
     Ok(text + "\n")
 }
 
-fn object(outcome: &Outcome) -> Json<'_> {
-    let phases = outcome.launch.phases.iter().map(|phase| JsonPhase {
-        name: phase.phase.name(),
-        ns: phase.ns,
-        bytes: phase.bytes,
-    });
+fn object(series: &Series<Outcome>) -> Json<'_> {
+    let outcome = least(series);
+    let JsonSample { phases, reserve, map_rest, accept } = sample(outcome, |figure| series.median(figure));
+    let samples: Vec<_> = series.samples().map(|one| sample(one, |figure| figure(one))).collect();
     Json {
         profile: outcome.profile.name(),
         mrtd: outcome.mrtd.to_string(),
+        phases,
+        reserve,
+        map_rest,
+        seamcalls: &outcome.seamcalls,
+        accept,
+        demand_exits: outcome.demand_exits(),
+        repeat: samples.len(),
+        samples,
+    }
+}
+
+/// What became of memory in `outcome`, with times and exits as `value` has them.
+fn sample(outcome: &Outcome, value: impl Fn(&dyn Fn(&Outcome) -> u64) -> u64) -> JsonSample {
+    let phases = outcome.launch.phases.iter().map(|report| JsonPhase {
+        name: report.phase.name(),
+        ns: value(&|outcome| outcome.phase_ns(report.phase)),
+        bytes: report.bytes,
+    });
+    JsonSample {
         phases: phases.collect(),
         reserve: json_account(&outcome.launch.reserve),
         map_rest: json_account(&outcome.launch.rest),
-        seamcalls: &outcome.seamcalls,
         accept: JsonAccept {
             pages: outcome.acceptance.pages,
-            exits: outcome.acceptance.exits,
-            ns: nanoseconds(outcome),
+            exits: value(&|outcome| outcome.acceptance.exits),
+            ns: value(&Outcome::accept_ns),
         },
-        demand_exits: outcome.demand_exits(),
     }
+}
+
+/// The round that mapped least.
+fn least(series: &Series<Outcome>) -> &Outcome {
+    series.least_by(|outcome| outcome.mapped().iter().map(|(_, report)| report.second.mapped).sum())
 }
 
 /// A launch has no host stage: private memory is the module's.
@@ -93,7 +127,7 @@ fn json_account(report: &Report) -> JsonAccount {
     JsonAccount { account: account(report), reason }
 }
 
-fn accounts(outcomes: &[Outcome]) -> Table {
+fn accounts(outcomes: &[&Outcome]) -> Table {
     let rows = outcomes.iter().flat_map(|outcome| {
         let row = |(phase, report): (Phase, _)| (outcome.profile.to_string(), phase.name(), account(report));
         outcome.mapped().map(row)
@@ -101,20 +135,19 @@ fn accounts(outcomes: &[Outcome]) -> Table {
     account::table("profile", rows)
 }
 
-fn nanoseconds(outcome: &Outcome) -> u64 {
-    u64::try_from(outcome.acceptance.elapsed.as_nanos()).unwrap_or(u64::MAX)
-}
-
 /// The text.
-pub(super) fn text(options: &Options, outcomes: &[Outcome]) -> String {
+pub(super) fn text(options: &Options, all: &[Series<Outcome>]) -> String {
+    let outcomes: Vec<_> = all.iter().map(least).collect();
+    let outcomes = outcomes.as_slice();
     let vcpus = counted(options.vcpus.into(), "vCPU");
     let headline = format!(
         "A TD with {} of memory and {vcpus}, launched from {} on the software KVM and a modelled TDX module. Times are \
-         this machine's, of one run each, not hardware's; calls and exits are exact.",
+         this machine's, not hardware's; calls and exits are exact. {}",
         options.memory,
         options.file.display(),
+        rounds(options.repeat),
     );
-    let mut text = format!("{}\n\n{}\n\n", wrap(&headline, 0), phases(outcomes));
+    let mut text = format!("{}\n\n{}\n\n", wrap(&headline, 0), phases(all));
     for phase in ALL {
         let _ = writeln!(text, "{:12} {}", phase.name(), wrap(meaning(phase), 13));
     }
@@ -158,39 +191,41 @@ fn meaning(phase: Phase) -> &'static str {
     }
 }
 
-fn phases(outcomes: &[Outcome]) -> Table {
-    let mut table = table(outcomes, "phase");
+fn phases(all: &[Series<Outcome>]) -> Table {
+    let outcomes: Vec<_> = all.iter().map(least).collect();
+    let mut table = table(&outcomes, "phase");
     for phase in ALL {
-        let cell = |outcome: &Outcome| {
-            let report = outcome.launch.phases.iter().find(|report| report.phase == phase);
-            report.map_or_else(String::new, |report| match report.bytes {
-                0 => time(report.ns),
-                bytes => format!("{} ({})", time(report.ns), Size(bytes)),
+        let cell = |series: &Series<Outcome>| {
+            let report = least(series).launch.phases.iter().find(|report| report.phase == phase);
+            report.map_or_else(String::new, |report| {
+                let bytes = (report.bytes > 0).then(|| Size(report.bytes).to_string());
+                spread(series.spread(|outcome| outcome.phase_ns(phase)), time, bytes.as_deref())
             })
         };
-        table.add_row([phase.name().to_owned()].into_iter().chain(outcomes.iter().map(cell)));
+        table.add_row([phase.name().to_owned()].into_iter().chain(all.iter().map(cell)));
     }
-    let accept = outcomes.iter().map(|outcome| time(nanoseconds(outcome)));
+    let accept = all.iter().map(|series| spread(series.spread(Outcome::accept_ns), time, None));
     table.add_row(["accept".to_owned()].into_iter().chain(accept));
-    let exits = outcomes.iter().map(|outcome| thousands(outcome.acceptance.exits));
+    let exits =
+        all.iter().map(|series| spread(series.spread(|outcome| outcome.acceptance.exits), thousands, None));
     table.add_row(["exits".to_owned()].into_iter().chain(exits));
     right_aligned(table)
 }
 
-fn seamcalls(outcomes: &[Outcome]) -> Table {
+fn seamcalls(outcomes: &[&Outcome]) -> Table {
     let mut table = table(outcomes, "SEAMCALL");
     let mut names: Vec<&str> =
         outcomes.iter().flat_map(|outcome| outcome.seamcalls.keys().copied()).collect();
     names.sort_unstable();
     names.dedup();
     for name in names {
-        let cell = |outcome: &Outcome| thousands(outcome.seamcalls.get(name).copied().unwrap_or(0));
+        let cell = |outcome: &&Outcome| thousands(outcome.seamcalls.get(name).copied().unwrap_or(0));
         table.add_row([name.to_owned()].into_iter().chain(outcomes.iter().map(cell)));
     }
     right_aligned(table)
 }
 
-fn table(outcomes: &[Outcome], first: &str) -> Table {
+fn table(outcomes: &[&Outcome], first: &str) -> Table {
     let mut table = Table::new();
     table.load_style(STYLE);
     table.set_header([first].into_iter().chain(outcomes.iter().map(|outcome| outcome.profile.name())));
