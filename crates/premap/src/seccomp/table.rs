@@ -22,6 +22,7 @@ macro_rules! rules {
 
 const PRE_FAULT_MEMORY: Argument = request(abi::KVM_PRE_FAULT_MEMORY, "KVM_PRE_FAULT_MEMORY");
 const GET_SREGS: Argument = request(abi::KVM_GET_SREGS, "KVM_GET_SREGS");
+const GET_REGS: Argument = request(abi::KVM_GET_REGS, "KVM_GET_REGS");
 const SET_SREGS: Argument = request(abi::KVM_SET_SREGS, "KVM_SET_SREGS");
 const CHECK_EXTENSION: Argument = request(abi::KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION");
 const GET_STATS_FD: Argument = request(abi::KVM_GET_STATS_FD, "KVM_GET_STATS_FD");
@@ -195,6 +196,8 @@ const EXEC: &[Rule] = rules! {
     Worker SYS_openat;
     Worker SYS_pread64;
     Worker SYS_readlink;
+    Worker SYS_ioctl (GET_REGS);
+    Worker SYS_process_vm_readv;
     Worker SYS_write;
 };
 
