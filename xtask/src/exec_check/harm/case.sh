@@ -12,23 +12,24 @@ work=/run/harm
 group=/sys/fs/cgroup/harm
 enter=
 
-# Starts the VMM with these arguments, its monitor behind descriptors 7 and 8. Where `$enter` is set, that program runs it.
+# Starts the VMM with these arguments, its monitor behind descriptor 7. Where `$enter` is set, that program runs it.
 start() {
     rm -rf $work
     mkdir -p $work
-    mkfifo $work/in $work/out
-    exec 7<>$work/in 8<>$work/out
+    mkfifo $work/in
+    : >$work/out
+    exec 7<>$work/in
     set -- /vmm/bin/qemu-system-x86_64 -L /vmm/share -accel kvm -nodefaults -display none -no-reboot \
         -chardev file,id=firmware,path=$work/firmware -device isa-debugcon,iobase=0x402,chardev=firmware -qmp stdio "$@"
     if [ $side = with ]; then
         set -- /vmm/bin/premap exec --report $work/report -- "$@"
     fi
-    LD_LIBRARY_PATH=/vmm/lib $enter "$@" <$work/in >$work/out 2>$work/said 7>&- 8>&- &
+    LD_LIBRARY_PATH=/vmm/lib $enter "$@" <$work/in >>$work/out 2>$work/said 7>&- &
     vmm=$!
 }
 
 is_alive() {
-    [ -e /proc/$vmm/status ] && ! grep -q '^State:.[ZX]' /proc/$vmm/status
+    grep -qs '^State:.[^ZX]' /proc/$vmm/status
 }
 
 # Waits until a command succeeds. Fails where the VMM ends before, or it takes too long.
@@ -36,7 +37,7 @@ until_true() {
     deadline=$(($(now) + patience * 1000))
     until "$@"; do
         is_alive && [ $(now) -lt $deadline ] || return 1
-        sleep 0.1
+        sleep 0.02
     done
 }
 
@@ -48,17 +49,19 @@ has_ended() {
     ! is_alive
 }
 
+answers() {
+    grep -c '"return"\|"error"' $work/out
+}
+
+has_answered() {
+    [ $(answers) -gt $answered ]
+}
+
 # Has the VMM do something, and waits until it says that it is done.
 ask() {
+    answered=$(answers)
     echo "{\"execute\":\"$1\"}" >&7
-    while read -r -t $patience line <&8; do
-        case $line in
-        *'"return"'*) return 0 ;;
-        *'"error"'*) break ;;
-        esac
-    done
-    echo "the VMM's answer to $1: ${line:-none}" >&2
-    return 1
+    until_true has_answered && ! grep '"error"' $work/out >&2
 }
 
 # Milliseconds, in hundredths of a second.
@@ -76,11 +79,19 @@ on_disk() {
     echo $(($(stat -c %b "$1") * 512))
 }
 
-# Lets the guest go on that was held back, and a moment later, while its memory is mapped, says when.
+is_mapping() {
+    [ $(resident) -gt $((128 << 20)) ]
+}
+
+# Lets the guest go on that was held back, and says when its memory is being mapped.
 begin() {
     ask qmp_capabilities
     ask cont
-    sleep 0.5
+    if [ $side = with ]; then
+        until_true is_mapping
+    else
+        sleep 0.5
+    fi
     echo "resident_bytes $(resident)"
     began=$(now)
 }
@@ -104,7 +115,7 @@ virtio_mem)
     ;;
 full_tmpfs)
     mkdir -p /run/full
-    mount -t tmpfs -o size=32M full /run/full
+    mount -t tmpfs -o size=32M full /run/full || exit 2
     start -m 1G -object memory-backend-file,id=memory,mem-path=/run/full/memory,size=1G,share=on \
         -machine memory-backend=memory
     until_true has_booted && sleep 2
@@ -113,7 +124,7 @@ sparse_file)
     mkdir -p /run/disk
     truncate -s 400M /run/disk.img
     mke2fs -F /run/disk.img >/dev/null
-    mount -o loop /run/disk.img /run/disk
+    mount -o loop /run/disk.img /run/disk || exit 2
     start -m 256M -object memory-backend-file,id=memory,mem-path=/run/disk/memory,size=256M,share=on \
         -machine memory-backend=memory
     until_true has_booted && sleep 2
@@ -128,7 +139,8 @@ paused)
 quit)
     start -m 1G -S
     begin
-    ask quit && until_true has_ended
+    echo '{"execute":"quit"}' >&7
+    until_true has_ended
     echo "ended_ms $(($(now) - began))"
     ;;
 terminated)
@@ -156,7 +168,7 @@ fi
 has_booted && echo "booted 1" || echo "booted 0"
 sed 's/^/report /' $work/report 2>/dev/null
 cat $work/said >&2
-exec 7>&- 8>&-
+exec 7>&-
 case $row in
 memory_cgroup) rmdir $group ;;
 full_tmpfs) umount /run/full ;;

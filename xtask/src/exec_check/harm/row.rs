@@ -51,6 +51,11 @@ impl Case {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
+    /// Whether it is about time.
+    pub(super) const fn is_timed(self) -> bool {
+        matches!(self, Self::Paused | Self::Quit | Self::Terminated)
+    }
+
     /// What premap made worse, if anything.
     fn harm(self, without: &Seen, with: &Seen) -> Option<String> {
         let at_most = |name: &'static str, limit: u64| {
