@@ -21,7 +21,6 @@ macro_rules! rules {
 }
 
 const PRE_FAULT_MEMORY: Argument = request(abi::KVM_PRE_FAULT_MEMORY, "KVM_PRE_FAULT_MEMORY");
-const GET_REGS: Argument = request(abi::KVM_GET_REGS, "KVM_GET_REGS");
 const GET_SREGS: Argument = request(abi::KVM_GET_SREGS, "KVM_GET_SREGS");
 const SET_SREGS: Argument = request(abi::KVM_SET_SREGS, "KVM_SET_SREGS");
 const CHECK_EXTENSION: Argument = request(abi::KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION");
