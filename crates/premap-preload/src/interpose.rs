@@ -161,7 +161,8 @@ unsafe extern "C" fn fork() -> libc::pid_t {
 
 /// Whether a `KVM_RUN` failed for want of a thread.
 fn is_run_short(value: &c_int) -> bool {
-    *value == -1 && errno() == libc::EAGAIN && process::has_threads() && look(watch::is_short_of_threads)
+    let failed = *value == -1 && errno() == libc::EAGAIN;
+    failed && (process::is_giving_up() || process::has_threads() && look(watch::is_short_of_threads))
 }
 
 fn errno() -> c_int {
@@ -175,10 +176,14 @@ fn yielding_threads<T>(call: impl Fn() -> T, is_short: impl Fn(&T) -> bool) -> T
     /// A run ends soon after it was stopped. What takes longer is not worth the VMM's time.
     const LIMIT: Duration = Duration::from_secs(2);
     let value = call();
-    if helper::is_own_thread() || watch::is_inside() || !is_short(&value) || !process::has_threads() {
+    if helper::is_own_thread() || watch::is_inside() || !is_short(&value) {
         return value;
     }
-    look(watch::give_threads_up);
+    match (process::has_threads(), process::is_giving_up()) {
+        (true, _) => look(watch::give_threads_up),
+        (false, true) => {}
+        (false, false) => return value,
+    }
     let until = Instant::now() + LIMIT;
     loop {
         // A thread that has ended counts for a moment longer. No standard lock is slept on here: this waits on a futex.

@@ -10,7 +10,7 @@ use std::any::Any;
 use std::fs::File;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use premap_exec_settings::{self as settings, Settings};
@@ -95,6 +95,7 @@ impl Process {
     fn give_up(&self) {
         /// They have nothing to do.
         const LIMIT: Duration = Duration::from_secs(1);
+        given_up();
         for helper in [&self.mapper, &self.clerk] {
             helper.close();
             helper.wait_for_end(LIMIT);
@@ -213,6 +214,21 @@ fn cell() -> Result<&'static AtomicPtr<Process>, premap_kvm::Errno> {
 /// Whether the library has threads in this process.
 pub(crate) fn has_threads() -> bool {
     current().is_some_and(Process::has_threads)
+}
+
+/// When the library gave its threads up.
+static GIVEN_UP: OnceLock<Instant> = OnceLock::new();
+
+/// Takes note that the library gives its threads up.
+pub(crate) fn given_up() {
+    let _ = GIVEN_UP.set(Instant::now());
+}
+
+/// Whether threads that were given up may still count against the process's limit: one that has done its work is there for
+/// a moment longer.
+pub(crate) fn is_giving_up() -> bool {
+    const MOMENT: Duration = Duration::from_secs(1);
+    GIVEN_UP.get().is_some_and(|when| when.elapsed() < MOMENT)
 }
 
 /// Whether the library does nothing any more.

@@ -110,6 +110,7 @@ pub(crate) fn after(before: Before, request: Request, fd: RawFd, value: c_int, a
 /// Gives the library's threads up, since the VMM could not start one of its own. What they do ends soon.
 pub(crate) fn give_threads_up() {
     once(|| {
+        process::given_up();
         process::step_aside("this process may have no more threads, and the VMM needs those that premap had");
     });
 }

@@ -10,7 +10,7 @@
 // UNSAFETY: madvise on memory that is described by address only.
 #![expect(unsafe_code, reason = "madvise takes a raw pointer")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use premap_address::{GpaRange, PAGE_SIZE};
 use premap_kvm::Errno;
@@ -132,7 +132,19 @@ impl HostStage<'_> {
             if let Some(why) = self.control.ended() {
                 return Err(Shortfall::Lost(why));
             }
+            let came = Instant::now();
             let pass = self.control.enter(None).map_err(Shortfall::Lost)?;
+            patience.excuse(came.elapsed());
+            let changes = pass.changes();
+            if self.mappings.are_stale(changes) {
+                // A gate that is closed all the time keeps the look from ever being new enough.
+                drop(pass);
+                self.mappings.read_anew(changes);
+                if patience.is_over() {
+                    return Err(Shortfall::Lost(Reason::Busy));
+                }
+                continue;
+            }
             match self.outlook(&chunk, &pass) {
                 Outlook::Lost(bytes, reason) => {
                     return Err(chunk.split_at(bytes).map_or(Shortfall::Lost(reason), Shortfall::Cut));
@@ -153,8 +165,9 @@ impl HostStage<'_> {
             drop(pass);
             match result {
                 Ok(()) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => patience.back_off(self.control).map_err(Shortfall::Lost)?,
+                Err(Errno::INTR | Errno::AGAIN) => {
+                    patience.back_off(self.control).map_err(Shortfall::Lost)?
+                }
                 Err(errno) => {
                     return Err(chunk.halves().map_or(Shortfall::Failed(errno), Shortfall::Cut));
                 }
@@ -166,7 +179,7 @@ impl HostStage<'_> {
     fn outlook(&self, chunk: &Chunk, pass: &Pass<'_>) -> Outlook {
         match pass.standing(chunk.range) {
             Standing::Gone(bytes) => Outlook::Lost(bytes, Reason::NoMemslot),
-            Standing::There(there) => match self.mappings.outlook(chunk, pass.changes()) {
+            Standing::There(there) => match self.mappings.outlook(chunk) {
                 Outlook::Fine(bytes) => Outlook::Fine(bytes.min(there)),
                 Outlook::Lost(bytes, reason) => Outlook::Lost(bytes.min(there), reason),
             },

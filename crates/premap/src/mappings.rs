@@ -87,13 +87,24 @@ impl Mappings {
         Some(parts)
     }
 
-    /// What is known of the chunk's first bytes, now that the gate has been closed `changes` times.
-    pub(crate) fn outlook(&self, chunk: &Chunk, changes: u64) -> Outlook {
+    /// Whether the gate has been closed since they were read.
+    pub(crate) fn are_stale(&self, changes: u64) -> bool {
+        self.lock().changes < changes
+    }
+
+    /// Reads them anew; the gate had been closed `changes` times. Not to be done inside the gate: the kernel walks all page
+    /// tables for it, and whoever closes the gate would wait for that.
+    pub(crate) fn read_anew(&self, changes: u64) {
+        let areas = areas().ok();
         let mut state = self.lock();
-        if state.changes != changes {
-            state.changes = changes;
-            state.areas = areas().ok();
+        if state.changes < changes {
+            (state.changes, state.areas) = (changes, areas);
         }
+    }
+
+    /// What is known of the chunk's first bytes.
+    pub(crate) fn outlook(&self, chunk: &Chunk) -> Outlook {
+        let state = self.lock();
         let host = chunk.host.raw()..chunk.host.raw().saturating_add(chunk.range.bytes());
         let handled = state.areas.iter().flatten().filter(|area| area.kind == Kind::Userfault);
         let handled = handled.map(|area| (area.start..area.end, Reason::Userfault));
@@ -109,8 +120,9 @@ impl Mappings {
     /// Takes note that the pages of `failed`, just before `next`, have all failed with `errno`, finds out why, and gives
     /// the reason. What lies behind them in the same mapping will fail too.
     pub(crate) fn blame(&self, failed: &GpaRange, next: &Chunk, errno: Errno) -> Reason {
+        let areas = areas().ok();
         let mut state = self.lock();
-        state.areas = areas().ok();
+        state.areas = areas;
         let start = next.host.raw();
         let (end, reason, path) = state.judge(start.saturating_sub(1), next, errno);
         if end > start {

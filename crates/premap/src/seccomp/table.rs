@@ -25,6 +25,7 @@ const GET_SREGS: Argument = request(abi::KVM_GET_SREGS, "KVM_GET_SREGS");
 const SET_SREGS: Argument = request(abi::KVM_SET_SREGS, "KVM_SET_SREGS");
 const CHECK_EXTENSION: Argument = request(abi::KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION");
 const GET_STATS_FD: Argument = request(abi::KVM_GET_STATS_FD, "KVM_GET_STATS_FD");
+const GET_REGS: Argument = request(abi::KVM_GET_REGS, "KVM_GET_REGS");
 const SCAN: Argument = request(PAGEMAP_SCAN, "PAGEMAP_SCAN");
 const QUERY: Argument = request(PROCMAP_QUERY, "PROCMAP_QUERY");
 const POPULATE_READ: Argument = advice(libc::MADV_POPULATE_READ, "MADV_POPULATE_READ");
@@ -43,7 +44,6 @@ const CLOCK: Need = Sometimes("where the clock can't be read without a call");
 const RESTART: Need = Sometimes("after the process was stopped and continued");
 const GETPID: Need = Sometimes("glibc, to send a signal");
 const FILE: Need = Sometimes("where a file is mapped");
-const SHORT: Need = Sometimes("within the host's memory, where a plan does not fit");
 const REPORT: Need = Sometimes("for `--report FILE`, and to see whether there is a filter");
 const CHECKED_CLOSE: Need = Sometimes("Rust's debug builds, before a close");
 
@@ -86,7 +86,6 @@ const LOOK: &[Rule] = rules! {
     Caller SYS_statx: FILE;
     Caller SYS_lseek: FILE;
     Caller SYS_fcntl: CHECKED_CLOSE;
-    Caller SYS_ioctl (SCAN): SHORT;
     Worker SYS_openat: OrErrno;
     Worker SYS_read: OrErrno;
     Worker SYS_close: OrErrno;
@@ -94,7 +93,6 @@ const LOOK: &[Rule] = rules! {
     Worker SYS_lseek: FILE;
     Worker SYS_fstatfs: FILE;
     Worker SYS_fcntl: CHECKED_CLOSE;
-    Worker SYS_ioctl (SCAN): SHORT;
 };
 
 const FOREGROUND: &[Rule] = rules! {
@@ -195,6 +193,8 @@ const EXEC: &[Rule] = rules! {
     Worker SYS_openat;
     Worker SYS_pread64;
     Worker SYS_readlink;
+    Worker SYS_ioctl (GET_REGS);
+    Worker SYS_process_vm_readv;
     Worker SYS_write;
 };
 

@@ -95,21 +95,18 @@ mod tests {
     use crate::seccomp::rules;
 
     #[test]
-    fn readme_and_documentation_show_this_table() {
-        let shown = [
-            ("README.md", include_str!("../../../../README.md")),
-            ("crates/premap/src/seccomp/table.md", include_str!("table.md")),
-        ];
+    fn the_documentation_shows_this_table() {
         let table = markdown();
-        for (file, text) in shown {
-            assert!(text.contains(&table), "{file} has another table; paste this one in:\n\n{table}");
-        }
+        let text = include_str!("table.md");
+        assert!(text.contains(&table), "table.md has another table; paste this one in:\n\n{table}");
+        let readme = include_str!("../../../../README.md");
+        assert!(readme.contains("(crates/premap/src/seccomp/table.md)"), "the README leads to the table");
     }
 
     #[test]
     fn a_list_names_each_call_once_with_its_arguments() {
         let list = list(&rules(&[Mode::Foreground]));
-        let first = "ioctl 0xc040aed5, 0x8138ae83, 0x4138ae84 and 0xc0606610, madvise 22, 23, ";
+        let first = "ioctl 0xc040aed5, 0x8138ae83 and 0x4138ae84, madvise 22, 23, ";
         assert!(list.starts_with(first), "{list}");
         assert_eq!(list.matches("futex").count(), 1, "{list}");
     }
