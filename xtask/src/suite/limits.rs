@@ -27,9 +27,8 @@ struct Confined {
     says: &'static str,
 }
 
-const ALL: [Confined; 5] = [
+const ALL: [Confined; 4] = [
     Confined { limits: "memory.max=64M", command: "premap run --memory 512M", says: "cgroup" },
-    Confined { limits: "memory.max=1G", command: "premap td run --memory 256G", says: "cgroup" },
     Confined { limits: "memory.max=64M", command: "premap doctor", says: "cgroup" },
     Confined {
         limits: "hugetlb.2MB.max=16M",
