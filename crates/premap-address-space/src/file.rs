@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
-use rustix::fs::{OFlags, SeekFrom, fstatvfs, seek};
+use rustix::fs::{OFlags, SeekFrom, fstatvfs, major, minor, seek};
 use rustix::io::Errno;
 
 use crate::smaps::MappedFile;
@@ -51,11 +51,20 @@ impl MappedFile {
     /// How many bytes more its file system has room for. A tmpfs without a size has room for all that there is.
     ///
     /// # Errors
-    /// As [`data`](Self::data).
+    /// As [`data`](Self::data), where its directory is gone too.
     pub fn room(&self) -> io::Result<u64> {
-        let told = fstatvfs(self.open()?)?;
+        // VMMs delete their memory's file once it is open.
+        let told = fstatvfs(self.open().or_else(|_| self.directory())?)?;
         let has_size = told.f_blocks > 0;
         Ok(if has_size { told.f_bavail.saturating_mul(told.f_frsize) } else { u64::MAX })
+    }
+
+    /// The directory that it was in, if that is of the same file system.
+    fn directory(&self) -> io::Result<File> {
+        let gone = io::ErrorKind::NotFound;
+        let directory = File::open(self.path.parent().ok_or(gone)?)?;
+        let device = directory.metadata()?.dev();
+        if (major(device), minor(device)) == self.device { Ok(directory) } else { Err(gone.into()) }
     }
 
     fn open(&self) -> io::Result<File> {

@@ -305,6 +305,22 @@ fn within_the_host_s_memory_a_file_system_without_room_for_all_is_not_filled() {
 }
 
 #[test]
+fn a_file_that_was_deleted_fills_its_file_system_no_more_than_one_with_a_name() {
+    let Some(mount) = Tmpfs::new("deleted", 32 * MIB) else { return };
+    let path = mount.0.join("ram");
+    let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    file.set_len(GIB).unwrap();
+    let memory = Mapped::of(&file, GIB, MapFlags::SHARED);
+    std::fs::remove_file(&path).unwrap();
+    let whole = premap::Budget { host_memory: premap::HostMemory::Whole, ..Default::default() };
+    let report = host_stage(&mut host_only().budget(whole), &memory.whole(Backing::Shared));
+    assert_eq!((report.host.mapped, lost(&report, Reason::NoSpace)), (0, GIB), "{report:?}");
+    let report = host_stage(&mut host_only(), &memory.whole(Backing::Shared));
+    assert_eq!(report.host.mapped + lost(&report, Reason::NoSpace), GIB, "{report:?}");
+    assert!(report.host.mapped >= 24 * MIB && report.host.calls < 1_000, "{report:?}");
+}
+
+#[test]
 fn a_full_file_system_is_found_in_few_calls_and_named() {
     let Some(mount) = Tmpfs::new("full", 32 * MIB) else { return };
     let path = mount.0.join("ram");

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use premap_address_space::{Kind, MappedFile};
+use premap_address_space::{Kind, MappedFile, present};
 
 use super::{cut, keep};
 use crate::engine::Stages;
@@ -31,8 +31,14 @@ impl InFile {
         let [(_, Some(area))] = behind.as_slice() else { return None };
         let file = area.file.clone().filter(|_| area.kind == Kind::Shared)?;
         let first = file.offset + (host.start - area.start);
-        let data = file.data(first..first.checked_add(region.range.bytes())?).ok()?;
-        let there: Vec<_> = data.into_iter().map(|data| data.start - first..data.end - first).collect();
+        let there: Vec<_> = match file.data(first..first.checked_add(region.range.bytes())?) {
+            Ok(data) => data.into_iter().map(|data| data.start - first..data.end - first).collect(),
+            // A file without a name is known only by what is mapped of it here.
+            Err(_) => {
+                let present = present(host.clone()).unwrap_or_default().into_iter();
+                present.map(|part| part.start - host.start..part.end - host.start).collect()
+            }
+        };
         let absent = there.iter().fold(region.range.bytes(), |rest, data| rest - (data.end - data.start));
         Some(Self { file, there, absent })
     }
