@@ -108,7 +108,7 @@ pub fn a_slot_that_goes_with_its_memory_is_skipped<K: Kernel>(kernel: &K) {
     });
     for (stage, sums) in [(Stage::Host, report.host), (Stage::Second, report.second)] {
         let skipped = lost(&report, stage);
-        assert!(skipped.iter().all(|(_, why)| *why == Reason::NoMemslot), "{report:?}");
+        assert!(skipped.iter().all(|(_, why)| *why == Reason::Forgotten), "{report:?}");
         assert!(skipped.iter().all(|(range, _)| range.intersection(gone) == Some(*range)), "{report:?}");
         assert!(sums.mapped > PAGES * PAGE, "something of both slots was mapped: {report:?}");
     }

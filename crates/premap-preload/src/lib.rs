@@ -72,6 +72,7 @@ mod request;
 mod run_page;
 mod say;
 mod seccomp;
+mod shortfall;
 mod signals;
 mod task;
 mod turn;

@@ -17,6 +17,7 @@ use crate::given::{self, Backed, HandOver};
 use crate::kvm::{self, Counters, Role};
 use crate::memory::{self, Left, Slot};
 use crate::say::say;
+use crate::shortfall::{Cause, shortfalls, size};
 use crate::vms::Count;
 
 /// What a run is to do.
@@ -45,8 +46,8 @@ pub(crate) struct Mapped {
     pools: Option<Vec<Range<u64>>>,
     /// How long runs held the guest back that were stopped, since one came to its end.
     held_ns: u64,
-    /// Whether a shortfall was complained of.
-    complained: bool,
+    /// The shortfalls that were told.
+    told: Vec<Cause>,
     /// Where in this process the memory lies, in ascending order.
     populated: Vec<Range<u64>>,
     /// Whether the guest's addresses were mapped too. Otherwise a change of slots costs nothing that was mapped.
@@ -83,10 +84,11 @@ impl Task {
         let report = self.run(regions.clone())?;
         self.tell(&found.left, faults.unwrap_or_default().faults, &report);
         known.account = known.account.plus(&report);
-        // What was asked for once is complained of once.
-        if let Some(shortfall) = shortfall(&report).filter(|_| !known.complained) {
-            say(&format!("VM {}: {shortfall}", self.vm));
-            known.complained = true;
+        for (cause, words) in shortfalls(&report, &self.settings) {
+            if !known.told.contains(&cause) {
+                say(&format!("VM {}: {words}", self.vm));
+                known.told.push(cause);
+            }
         }
         Ok(if self.stop.is_stopped() {
             known.held_ns += report.wall_ns;
@@ -176,51 +178,16 @@ impl Task {
             left,
             report,
         });
-        let mib = |bytes: u64| bytes >> 20;
         if self.settings.voice == Voice::Everything {
             say(&format!(
-                "VM {vm}, run {run}: {} MiB of {} present on the host, {} MiB mapped in the guest, in {} ms",
-                mib(report.host.mapped),
-                mib(report.asked),
-                mib(report.second.mapped),
+                "VM {vm}, run {run}: {} of {} present on the host, {} mapped in the guest, in {} ms",
+                size(report.host.mapped),
+                size(report.asked),
+                size(report.second.mapped),
                 report.wall_ns / 1_000_000
             ));
         }
     }
-}
-
-/// What a user should know who asked for everything to be mapped.
-fn shortfall(report: &Report) -> Option<String> {
-    let unsupported = report
-        .second
-        .unsupported
-        .map(|why| format!("the guest's addresses are not mapped ahead, only the host's pages: {why}"));
-    let short = report.limit.as_ref().map(|limit| {
-        let left = report.host.abandoned.max(report.second.abandoned) >> 20;
-        format!(
-            "{left} MiB of the guest are left to its faults, since it does not fit into {limit}; raise that, or say by \
-             --limit SIZE how much may be taken all the same"
-        )
-    });
-    let failed = [Stage::Host, Stage::Second].map(|stage| failed(report, stage));
-    let parts: Vec<_> = unsupported.into_iter().chain(short).chain(failed.into_iter().flatten()).collect();
-    (!parts.is_empty()).then(|| parts.join("; "))
-}
-
-/// How much a stage failed to map, and the first cause.
-fn failed(report: &Report, stage: Stage) -> Option<String> {
-    let (account, name) = match stage {
-        Stage::Host => (&report.host, "host"),
-        Stage::Second => (&report.second, "second"),
-    };
-    let lost = |lost: &&premap::Unmapped| lost.stage == stage && lost.reason.fate() == premap::Fate::Failed;
-    let first = report.unmapped.iter().find(lost)?;
-    Some(format!(
-        "{} bytes could not be mapped at the {name} stage; the first at gpa {}: {}",
-        account.failed,
-        first.range,
-        report.explain(first)
-    ))
 }
 
 impl Mapped {
@@ -359,25 +326,5 @@ mod tests {
     fn what_runs_map_adds_up() {
         let mapped = Mapped::default().and(vec![4..6, 0..2], true).and(vec![2..4, 8..9], false);
         assert_eq!((mapped.populated, mapped.second), (vec![0..6, 8..9], false));
-    }
-
-    #[test]
-    fn a_shortfall_names_the_cause() {
-        let mut report = Report::default();
-        assert_eq!(shortfall(&report), None);
-        report.second.unsupported = Some(premap::Unsupported::NotInKernel);
-        assert!(shortfall(&report).unwrap().contains("6.11"));
-        // What is missing at one stage does not hide what failed at the other.
-        report.host.failed = 8192;
-        let range = premap::GpaRange::new(premap::Gpa::new(4096), 8192);
-        let reason = premap::Reason::Errno(premap_kvm::Errno::NOMEM);
-        report.unmapped.push(premap::Unmapped { stage: Stage::Host, range, reason });
-        let told = shortfall(&report).unwrap();
-        for part in ["6.11", "8192 bytes", "host stage", "0x1000"] {
-            assert!(told.contains(part), "{part}: {told}");
-        }
-        let report = Report { limit: Some("the limit of a cgroup".to_owned()), ..Report::default() };
-        let told = shortfall(&report).unwrap();
-        assert!(told.contains("the limit of a cgroup") && told.contains("--limit SIZE"), "{told}");
     }
 }

@@ -178,7 +178,7 @@ impl HostStage<'_> {
     /// What is known of the chunk's first bytes while inside the gate.
     fn outlook(&self, chunk: &Chunk, pass: &Pass<'_>) -> Outlook {
         match pass.standing(chunk.range) {
-            Standing::Gone(bytes) => Outlook::Lost(bytes, Reason::NoMemslot),
+            Standing::Gone(bytes) => Outlook::Lost(bytes, Reason::Forgotten),
             Standing::There(there) => match self.mappings.outlook(chunk) {
                 Outlook::Fine(bytes) => Outlook::Fine(bytes.min(there)),
                 Outlook::Lost(bytes, reason) => Outlook::Lost(bytes.min(there), reason),
@@ -320,7 +320,7 @@ mod tests {
         let mut tally = Tally::default();
         let chunk = Chunk::whole(plan.regions()[0]);
         let populated = stage.run(Numbered { place: 0, chunk }, &mut tally);
-        assert!(populated.absent.iter().all(|(_, why)| *why == Reason::NoMemslot));
+        assert!(populated.absent.iter().all(|(_, why)| *why == Reason::Forgotten));
         let mut report = crate::Report::default();
         tally.write(&mut report);
         assert_eq!((report.host.skipped, report.host.calls), (range.bytes(), 0));

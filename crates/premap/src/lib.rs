@@ -15,8 +15,8 @@
 //! ```no_run
 //! use std::os::fd::BorrowedFd;
 //!
-//! use premap::{Backing, Engine, Gpa, GpaRange, Hva, Plan, Region, Touch};
-//! use premap_kvm::linux::{Vcpu, Vm};
+//! use premap::{Backing, Budget, Engine, Gpa, GpaRange, Hva, Plan, Region, Touch};
+//! use premap::kvm::linux::{Vcpu, Vm};
 //!
 //! fn premap(vm: BorrowedFd<'_>, vcpus: &[BorrowedFd<'_>], ram: *mut u8) -> Result<(), Box<dyn std::error::Error>> {
 //!     let region = Region {
@@ -26,7 +26,8 @@
 //!         touch: Touch::Write,
 //!     };
 //!     let (vm, mut vcpus) = (Vm::new(vm), vcpus.iter().map(|fd| Vcpu::new(*fd)).collect::<Vec<_>>());
-//!     let report = Engine::new().vm(&vm).run(&Plan::new([region])?, &mut vcpus)?;
+//!     let budget = Budget::within_host_memory();
+//!     let report = Engine::new().vm(&vm).budget(budget).run(&Plan::new([region])?, &mut vcpus)?;
 //!     println!("{} of {} bytes are mapped", report.second.mapped, report.asked);
 //!     Ok(())
 //! }
@@ -41,7 +42,7 @@
 //! use std::os::fd::OwnedFd;
 //!
 //! use premap::{Engine, Gate, Pace, Plan};
-//! use premap_kvm::linux::Vcpu;
+//! use premap::kvm::linux::Vcpu;
 //!
 //! fn premap(plan: Plan, spare: OwnedFd, gate: &Gate) -> Result<(), Box<dyn std::error::Error>> {
 //!     let half_a_core = Pace::PercentOfCore(50.try_into()?);
@@ -79,7 +80,7 @@
 //! is, and names the limit in the report:
 //!
 //! ```no_run
-//! # fn premap(plan: &premap::Plan, vcpus: &mut [premap_kvm::linux::Vcpu<std::os::fd::OwnedFd>]) -> Result<(), premap::Error> {
+//! # fn premap(plan: &premap::Plan, vcpus: &mut [premap::kvm::linux::Vcpu<std::os::fd::OwnedFd>]) -> Result<(), premap::Error> {
 //! use premap::{Budget, Engine};
 //!
 //! let report = Engine::new().budget(Budget::within_host_memory()).run(plan, vcpus)?;
@@ -143,5 +144,7 @@ pub use pace::Pace;
 pub use plan::{BACKGROUND_CHUNK, DEFAULT_CHUNK, Plan, PlanError};
 pub use premap_address::{Gpa, GpaRange, Hva, PageSize, RangeError};
 pub use premap_address_space::limits::LimitKind as HostLimit;
+/// What a VMM lends to the engine: KVM's ioctls as traits, and [`linux`](kvm::linux) for `/dev/kvm`.
+pub use premap_kvm as kvm;
 pub use progress::Progress;
 pub use report::{BlamedFile, Fate, PageCounts, Reason, Report, Stage, StageReport, Unmapped, Unsupported};

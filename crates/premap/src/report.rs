@@ -39,8 +39,10 @@ pub enum Fate {
 pub enum Reason {
     /// The caller asked for the other stage only.
     NotAsked,
-    /// No memslot holds these addresses: ENOENT, or the VMM had them [forgotten](crate::SlotGuard::forget).
+    /// No memslot holds these addresses (ENOENT).
     NoMemslot,
+    /// The VMM has taken them out of the guest's memory ([`SlotGuard::forget`](crate::SlotGuard::forget)).
+    Forgotten,
     /// The host stage did not make them present.
     HostStageFailed,
     /// Pre-faulting is not to be had on this VM.
@@ -93,6 +95,7 @@ impl Reason {
         match self {
             Self::NotAsked
             | Self::NoMemslot
+            | Self::Forgotten
             | Self::HostStageFailed
             | Self::Unsupported(_)
             | Self::Userfault
@@ -122,6 +125,7 @@ impl std::fmt::Display for Reason {
         match self {
             Self::NotAsked => f.write_str("this stage was not asked for"),
             Self::NoMemslot => f.write_str("no memslot there"),
+            Self::Forgotten => f.write_str("the VMM has taken it out of the guest's memory"),
             Self::HostStageFailed => f.write_str("not present on the host"),
             Self::Unsupported(why) => why.fmt(f),
             Self::Userfault => f.write_str("a userfaultfd handler gives these pages"),

@@ -80,7 +80,7 @@ impl<V: Vcpu> SecondStage<'_, V> {
                 Ok(Called::Did(done, result)) => (done, result),
                 Ok(Called::Gone(bytes)) => {
                     let gone = GpaRange::new(left.start(), bytes);
-                    tally.lost(place, Stage::Second, gone, Reason::NoMemslot);
+                    tally.lost(place, Stage::Second, gone, Reason::Forgotten);
                     rest = after(left, bytes);
                     continue;
                 }

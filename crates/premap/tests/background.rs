@@ -161,7 +161,7 @@ fn what_the_vmm_has_forgotten_is_skipped_to_the_byte() {
     drop(guard);
     let report = end(background);
     let skipped: Vec<_> = report.unmapped.iter().filter(|lost| lost.stage == Stage::Second).collect();
-    assert!(skipped.iter().all(|lost| lost.reason == Reason::NoMemslot), "{report:?}");
+    assert!(skipped.iter().all(|lost| lost.reason == Reason::Forgotten), "{report:?}");
     let ranges: Vec<_> = skipped.iter().map(|lost| lost.range).collect();
     assert_eq!(ranges, [page(1).join(page(2)).unwrap(), chunk]);
     assert_eq!(report.second.mapped, BYTES - 8192 - BACKGROUND_CHUNK);

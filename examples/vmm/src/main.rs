@@ -17,8 +17,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use anyhow::{Context, Result, bail, ensure};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use premap::{Background, Engine, Plan, Report, Touch, vm_memory::regions};
-use premap_kvm::{Vcpu, linux};
+use premap::kvm::{Vcpu, linux};
+use premap::vm_memory::regions;
+use premap::{Background, Budget, Engine, Plan, Report, Touch};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Two pieces, as the hole for devices below 4 GiB makes of any larger memory.
@@ -86,7 +87,7 @@ fn main() -> Result<()> {
 fn map_ahead(vm: &VmFd, vcpu: &VcpuFd, memory: &GuestMemoryMmap) -> Result<Report> {
     let (vm, mut vcpus) = (linux::Vm::new(borrow(vm)), [premap_vcpu(vcpu)]);
     let plan = Plan::new(regions(memory, Touch::Write)?)?;
-    Ok(Engine::new().vm(&vm).run(&plan, &mut vcpus)?)
+    Ok(Engine::new().vm(&vm).budget(Budget::within_host_memory()).run(&plan, &mut vcpus)?)
 }
 
 /// The same while the guest runs, on a vCPU that it never hears of. A VMM that changes its slots meanwhile closes the run's
@@ -95,7 +96,8 @@ fn map_meanwhile(kvm: &Kvm, vm: &VmFd, memory: &GuestMemoryMmap) -> Result<Backg
     let spare = borrow(&make_vcpu(kvm, vm, 1)?).try_clone_to_owned()?;
     let plan = Plan::new(regions(memory, Touch::Write)?)?;
     let vm = linux::Vm::new(borrow(vm));
-    Ok(Engine::new().vm(&vm).background(plan, vec![linux::Vcpu::new(spare)])?)
+    let engine = Engine::new().vm(&vm).budget(Budget::within_host_memory());
+    Ok(engine.background(plan, vec![linux::Vcpu::new(spare)])?)
 }
 
 fn show(report: &Report) {
