@@ -18,9 +18,10 @@ impl MappedFile {
     /// has set no room apart.
     ///
     /// # Errors
-    /// What opening the file by its path gives, or `NotFound` where another file lies there by now.
+    /// What opening the file by its path gives, `NotFound` where another file lies there by now, or `WouldBlock` where this
+    /// process may have locks on it, which closing it would give up.
     pub fn data(&self, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-        let file = self.open()?;
+        let file = self.open_to_seek()?;
         let mut found: Vec<Range<u64>> = Vec::new();
         let mut at = range.start;
         while at < range.end {
@@ -67,9 +68,23 @@ impl MappedFile {
         if (major(device), minor(device)) == self.device { Ok(directory) } else { Err(gone.into()) }
     }
 
+    /// Opens the file in a way that can be sought in, if that does no harm.
+    fn open_to_seek(&self) -> io::Result<File> {
+        self.open()?;
+        if own_locks(self.inode) {
+            Err(io::ErrorKind::WouldBlock.into())
+        } else {
+            self.open_as(OFlags::NONBLOCK)
+        }
+    }
+
+    /// Opens the file to ask about it. A device does nothing for that, and no lock is given up when it is closed.
     fn open(&self) -> io::Result<File> {
-        // Not to wait for a writer, should a FIFO lie there by now.
-        let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+        self.open_as(OFlags::PATH)
+    }
+
+    fn open_as(&self, flags: OFlags) -> io::Result<File> {
+        let flags = i32::try_from(flags.bits()).unwrap_or(0);
         let file = OpenOptions::new().read(true).custom_flags(flags).open(&self.path)?;
         let data = file.metadata()?;
         // The device is not compared: some file systems tell another one to stat than to the address space.
@@ -79,6 +94,22 @@ impl MappedFile {
             Err(io::ErrorKind::NotFound.into())
         }
     }
+}
+
+/// Whether this process has a POSIX lock on a file with this number, or that can't be told: such locks are gone as soon as
+/// the process closes the file by whatever descriptor.
+fn own_locks(inode: u64) -> bool {
+    std::fs::read_to_string("/proc/locks").map_or(true, |locks| has_lock(&locks, std::process::id(), inode))
+}
+
+/// `1: POSIX ADVISORY WRITE pid major:minor:inode start end`, with an arrow before the kind where it is waited for.
+fn has_lock(locks: &str, process: u32, inode: u64) -> bool {
+    locks.lines().any(|line| {
+        let mut words = line.split_ascii_whitespace().skip_while(|word| *word != "POSIX").skip(3);
+        let owner = words.next().and_then(|word| word.parse().ok());
+        let file = words.next().and_then(|word| word.rsplit(':').next()?.parse().ok());
+        (owner, file) == (Some(process), Some(inode))
+    })
 }
 
 #[cfg(test)]
@@ -95,7 +126,7 @@ mod tests {
         let file = File::create(&path).unwrap();
         file.set_len(16 * MIB).unwrap();
         let inode = file.metadata().unwrap().ino();
-        (file, MappedFile { path, device: (0, 0), inode, offset: 0 })
+        (file, MappedFile { path, device: (0, 0), inode, offset: 0, in_memory: false })
     }
 
     #[test]
@@ -116,6 +147,24 @@ mod tests {
         assert_eq!(mapped.data(MIB..8 * MIB).unwrap().is_empty(), found.len() > 1);
         assert!(mapped.bytes().unwrap() == 16 * MIB && mapped.room().unwrap() > 0);
         std::fs::remove_file(&mapped.path).unwrap();
+    }
+
+    #[test]
+    fn a_look_gives_up_no_lock_of_the_process() {
+        let (file, mapped) = sparse("locked");
+        // On a descriptor of the process and not of the open file: a POSIX lock.
+        rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        assert_eq!(mapped.data(0..MIB).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(mapped.bytes().is_ok() && mapped.room().is_ok());
+        assert!(own_locks(mapped.inode), "the lock is there still");
+        drop(file);
+        assert!(mapped.data(0..MIB).is_ok());
+        std::fs::remove_file(&mapped.path).unwrap();
+
+        let locks = "1: POSIX  ADVISORY  WRITE 77 fe:01:123 0 EOF\n2: -> POSIX  ADVISORY  READ 78 fe:01:9 0 0\n\
+            3: OFDLCK ADVISORY  WRITE -1 fe:01:9 0 EOF\n4: FLOCK  ADVISORY  WRITE 77 fe:01:9 0 EOF\ntorn POSIX";
+        assert!(has_lock(locks, 77, 123) && has_lock(locks, 78, 9));
+        assert!(!has_lock(locks, 77, 9) && !has_lock(locks, 79, 123));
     }
 
     #[test]

@@ -57,7 +57,7 @@ mod tests {
             28 1 254:1 / / rw,relatime shared:1 master:2 - ext4 /dev/vda1 rw\n\
             99 28 0:77 / /mnt/\xff rw - 9p - rw\n\
             torn";
-        let file = MappedFile { path: path.into(), device, inode: 7, offset: 0 };
+        let file = MappedFile { path: path.into(), device, inode: 7, offset: 0, in_memory: false };
         assert_eq!(FileSystems::parse(mountinfo).hold_in_memory(&file), expected, "{path}");
     }
 

@@ -64,6 +64,8 @@ pub struct MappedFile {
     pub inode: u64,
     /// Where in the file the area begins.
     pub offset: u64,
+    /// Whether its file system is known to be memory and nothing else.
+    pub in_memory: bool,
 }
 
 /// Reads the address space of this process, lowest address first.
@@ -72,14 +74,12 @@ pub struct MappedFile {
 /// What opening or reading the file gives.
 pub fn areas() -> io::Result<Vec<Area>> {
     let mut areas = parse(BufReader::new(File::open("/proc/self/smaps")?))?;
-    if areas.iter().any(|area| area.kind == Kind::SharedFile) {
-        let file_systems = FileSystems::read();
-        for area in &mut areas {
-            if let (Kind::SharedFile, Some(file)) = (area.kind, &area.file)
-                && file_systems.hold_in_memory(file)
-            {
-                area.kind = Kind::Shared;
-            }
+    let file_systems = FileSystems::read();
+    for area in &mut areas {
+        let Some(file) = &mut area.file else { continue };
+        file.in_memory = file_systems.hold_in_memory(file);
+        if area.kind == Kind::SharedFile && file.in_memory {
+            area.kind = Kind::Shared;
         }
     }
     Ok(areas)
@@ -120,7 +120,8 @@ fn header(line: &[u8]) -> Option<Area> {
     let device = (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
     let offset = u64::from_str_radix(std::str::from_utf8(offset).ok()?, 16).ok()?;
     let inode: u64 = std::str::from_utf8(inode).ok()?.parse().ok()?;
-    let file = (inode != 0).then(|| MappedFile { path: path_of(path), device, inode, offset });
+    let file =
+        (inode != 0).then(|| MappedFile { path: path_of(path), device, inode, offset, in_memory: false });
     let shared = sharing == b's';
     let kind = match (read, shared, &file) {
         (b'-', ..) => Kind::Closed,

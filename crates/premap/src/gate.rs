@@ -147,9 +147,10 @@ impl Entrance {
         &self.gate
     }
 
-    /// How often the gate was closed so far.
-    pub(crate) fn changes(&self) -> u64 {
-        self.gate.0.lock().changes
+    /// How many of the gate's closings are over. What was looked at now is older than whatever comes of those that are not.
+    pub(crate) fn changes_over(&self) -> u64 {
+        let state = self.gate.0.lock();
+        state.changes - state.closed as u64
     }
 
     /// Waits until the gate is open, or the run is over, and goes inside.

@@ -185,6 +185,32 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_works_alone_has_its_mask_back() {
+        let interrupt = Interrupt::install(None).unwrap();
+        let is_blocked = || {
+            let mut mask = MaybeUninit::<libc::sigset_t>::uninit();
+            // SAFETY: a null set only asks; `mask` has room for the answer, and the mask is this thread's own.
+            unsafe {
+                libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), mask.as_mut_ptr());
+                libc::sigismember(mask.as_ptr(), interrupt.signal()) == 1
+            }
+        };
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigemptyset fills `set`; the mask changed is this thread's own.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            libc::sigaddset(set.as_mut_ptr(), interrupt.signal());
+            libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+        }
+        let worker = crate::watchdog::Worker::new(interrupt);
+        let every = std::time::Duration::from_secs(3600);
+        let watched = worker.watch_alone(std::time::Instant::now(), every).unwrap();
+        assert!(!is_blocked());
+        drop(watched);
+        assert!(is_blocked());
+    }
+
+    #[test]
     fn installing_twice_is_one_handler_and_an_empty_seat_takes_no_signal() {
         let interrupt = Interrupt::install(None).unwrap();
         Interrupt::install(None).unwrap();

@@ -174,7 +174,12 @@ impl State {
         } else if file.bytes().is_ok_and(|bytes| offset >= bytes) {
             Reason::BeyondFile
         } else if file.room().is_ok_and(|room| room < PAGE_SIZE) {
-            Reason::NoSpace
+            // What it has already needs no space.
+            let data =
+                file.data(offset..file.offset.saturating_add(area.end - area.start)).unwrap_or_default();
+            let end =
+                data.first().map_or(area.end, |data| area.start + (data.start.max(offset) - file.offset));
+            return (end.min(area.end), Reason::NoSpace, Some(file.path.clone()));
         } else {
             Reason::Errno(errno)
         };

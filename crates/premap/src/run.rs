@@ -88,7 +88,7 @@ impl<'a> Run<'a> {
     /// A run of the plan, in chunks of `chunk_bytes` unless it says otherwise. Looks at what its memory is, and touches
     /// none of it yet.
     pub(crate) fn new(mut terms: Terms, plan: &Plan, chunk_bytes: u64, control: &'a Control) -> Self {
-        let mappings = Mappings::read(terms.stages, control.entrance.changes());
+        let mappings = Mappings::read(terms.stages, control.entrance.changes_over());
         let Survey { pieces, mut lost } = survey(plan.pieces(), terms.stages, &mappings);
         let pieces = terms.room.fit(pieces, terms.stages, &mappings, &mut lost);
         for stage in [Stage::Host, Stage::Second] {
@@ -285,7 +285,7 @@ impl<'a> Run<'a> {
             patience: self.terms.patience,
             unsupported: self.terms.unsupported,
             stalled: false,
-            changes: self.control.entrance.changes(),
+            changes: self.control.entrance.changes_over(),
             refused: None,
         };
         let mut usable = Usable::Yes;

@@ -43,8 +43,8 @@ pub(crate) struct SecondStage<'a, V> {
     pub(crate) stalled: bool,
     /// How often the gate had been closed when the vCPU's root was last known to be good.
     pub(crate) changes: u64,
-    /// Pages refused in a row, and why, since the vCPU last mapped one.
-    pub(crate) refused: Option<(Errno, u64)>,
+    /// Pages refused in a row of one region, since the vCPU last mapped one: the region's place, why, and how many.
+    pub(crate) refused: Option<(u64, Errno, u64)>,
 }
 
 /// What became of a call.
@@ -102,7 +102,7 @@ impl<V: Vcpu> SecondStage<'_, V> {
             match self.judge(errno, &mut patience, &mut renewed) {
                 Refusal::Again => {}
                 Refusal::Page(reason) => {
-                    let bytes = self.refused_alike(left, errno, &mut patience, tally);
+                    let bytes = self.refused_alike(place, left, errno, &mut patience, tally);
                     tally.lost(place, Stage::Second, GpaRange::new(left.start(), bytes), reason);
                     patience.progress();
                     rest = after(left, bytes);
@@ -122,12 +122,14 @@ impl<V: Vcpu> SecondStage<'_, V> {
     /// How many bytes are refused like the range's first page.
     fn refused_alike(
         &mut self,
+        place: u64,
         range: GpaRange,
         errno: Errno,
         patience: &mut Patience,
         tally: &mut Tally,
     ) -> u64 {
-        let before = self.refused.filter(|(other, _)| *other == errno).map_or(0, |(_, pages)| pages);
+        let alike = |(at, other, _): &(u64, Errno, u64)| (*at, *other) == (place, errno);
+        let before = self.refused.filter(alike).map_or(0, |(_, _, pages)| pages);
         let pages = hole::extent(range.pages(), before, |page| {
             let Some((_, behind)) = range.split_at(page * PAGE_SIZE) else { return Page::Unknown };
             if self.control.ended().is_some() {
@@ -140,7 +142,7 @@ impl<V: Vcpu> SecondStage<'_, V> {
                 Ok(Called::Did(..)) => Page::Differs,
             }
         });
-        self.refused = Some((errno, before + pages));
+        self.refused = Some((place, errno, before + pages));
         pages * PAGE_SIZE
     }
 

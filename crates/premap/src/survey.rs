@@ -2,8 +2,9 @@
 //!
 //! | behind the memory | what is done |
 //! |---|---|
-//! | anonymous memory, shmem, hugetlb, a private mapping of a file | populated as the plan says |
+//! | anonymous memory, shmem, hugetlb; a private mapping of a file, to be written | populated as the plan says |
 //! | a shared mapping of a file on disk, to be written | its data is read; its holes are left, since a write would allocate them |
+//! | a private mapping of a file, to be read | its data is read; its holes are left, which tmpfs would allocate for a read |
 //! | memory registered with userfaultfd | left to its handler |
 //! | a device's memory, no access, nothing at all | left |
 //!
@@ -25,6 +26,13 @@ use crate::tally::Tally;
 pub(crate) struct Survey {
     pub(crate) pieces: Vec<Piece>,
     pub(crate) lost: Tally,
+}
+
+/// What is done with a file whose holes can't be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unseen {
+    Take,
+    Leave,
 }
 
 /// Looks at what the pieces are.
@@ -56,24 +64,34 @@ impl Survey {
         let refused = area.map_or(Some(Reason::NotMapped), |area| forbids(area, touch));
         match (refused, area) {
             (Some(reason), _) => self.lose(&piece, stages, reason),
-            (None, Some(area)) if area.kind == Kind::SharedFile && touch == Touch::Write => {
-                self.read_data(&piece, stages, area);
-            }
+            (None, Some(area)) => match (area.kind, touch) {
+                (Kind::SharedFile, Touch::Write) => self.read_data(piece, stages, area, Unseen::Leave),
+                (Kind::PrivateFile, Touch::Read) => {
+                    let in_memory = area.file.as_ref().is_some_and(|file| file.in_memory);
+                    let unseen = if in_memory { Unseen::Leave } else { Unseen::Take };
+                    self.read_data(piece, stages, area, unseen);
+                }
+                _ => self.take(piece),
+            },
             (None, _) => self.take(piece),
         }
     }
 
     /// Has a file's data read, and leaves its holes.
-    fn read_data(&mut self, piece: &Piece, stages: Stages, area: &Area) {
+    fn read_data(&mut self, piece: Piece, stages: Stages, area: &Area, unseen: Unseen) {
         let Region { range, host, .. } = piece.region;
-        let Some(file) = &area.file else { return self.lose(piece, stages, Reason::UnknownFile) };
+        let Some(file) = &area.file else { return self.take(piece) };
         // Offsets in the file, for addresses in this process.
         let base = file.offset.wrapping_sub(area.start);
         let (first, end) = (host.raw().wrapping_add(base), host.raw().wrapping_add(base) + range.bytes());
-        let Ok(data) = file.data(first..end) else { return self.lose(piece, stages, Reason::UnknownFile) };
+        let data = match (file.data(first..end), unseen) {
+            (Ok(data), _) => data,
+            (Err(_), Unseen::Take) => return self.take(piece),
+            (Err(_), Unseen::Leave) => return self.lose(&piece, stages, Reason::UnknownFile),
+        };
         let part = |from: u64, to: u64| {
             let region = within(&piece.region, from.wrapping_sub(base), to.wrapping_sub(base))?;
-            Some(Piece { region: Region { touch: Touch::Read, ..region }, ..*piece })
+            Some(Piece { region: Region { touch: Touch::Read, ..region }, ..piece })
         };
         let page = premap_address::PAGE_SIZE;
         let mut at = first;

@@ -39,8 +39,9 @@ impl Worker {
     /// # Errors
     /// There is no timer.
     pub(crate) fn watch_alone(&self, begin: Instant, every: Duration) -> io::Result<Watched<'_>> {
-        let alarm = Alarm::new(self.seat.signal(), every)?;
-        Ok(Watched { alarm: Some(alarm), ..self.watch(begin) })
+        // The alarm, which comes second, goes first, and so the seat puts the first mask back.
+        let watched = self.watch(begin);
+        Ok(Watched { alarm: Some(Alarm::new(self.seat.signal(), every)?), ..watched })
     }
 
     /// Interrupts the worker if its call began more than `limit` ago.

@@ -189,6 +189,48 @@ fn memory_that_is_registered_behind_a_closed_gate_while_a_run_goes_on_is_left_to
 }
 
 #[test]
+fn memory_that_is_registered_behind_a_gate_that_was_closed_when_the_run_began_is_left_too() {
+    let Some(fd) = userfaultfd() else { return };
+    let memory = Mapped::anonymous(16 * MIB);
+    let gate = Gate::new();
+    let guard = gate.close();
+    let engine = host_only().gate(&gate);
+    let run = engine.background::<Vcpu<OwnedFd>>(memory.whole(Backing::Anonymous), Vec::new()).unwrap();
+    // The run has looked at its memory by then, and waits at the gate.
+    std::thread::sleep(Duration::from_millis(200));
+    register(&fd, &memory.region(0, 16 * MIB, Backing::Anonymous));
+    drop(guard);
+    let (back, wait) = channel::<()>();
+    std::thread::spawn(move || {
+        if wait.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("the run has not come back in {LIMIT:?}");
+            std::process::exit(101);
+        }
+    });
+    let report = run.join().unwrap();
+    drop(back);
+    assert_eq!(lost(&report, Reason::Userfault), 16 * MIB, "{report:?}");
+}
+
+#[test]
+fn holes_of_a_private_file_in_memory_are_not_allocated_by_a_read() {
+    let Some(mount) = Tmpfs::new("private", 32 * MIB) else { return };
+    let path = mount.0.join("ram");
+    let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    file.set_len(GIB).unwrap();
+    file.write_all_at(&vec![1; usize::try_from(2 * MIB).unwrap()], 512 * MIB).unwrap();
+    let memory = Mapped::of(&file, GIB, MapFlags::PRIVATE);
+    let region = Region { touch: Touch::Read, ..memory.region(0, GIB, Backing::PrivateFile) };
+    let plan = Plan::new([region]).unwrap();
+    let report = host_stage(&mut host_only(), &plan);
+    assert_eq!((report.host.mapped, lost(&report, Reason::FileHole)), (2 * MIB, GIB - 2 * MIB), "{report:?}");
+    std::fs::remove_file(&path).unwrap();
+    let report = host_stage(&mut host_only(), &plan);
+    assert_eq!(lost(&report, Reason::UnknownFile), GIB, "{report:?}");
+    assert_eq!(file.metadata().unwrap().blocks() * 512, 2 * MIB);
+}
+
+#[test]
 fn holes_of_a_file_on_disk_are_not_allocated_and_its_data_is_read() {
     let disk = Temporary::new("sparse", 256 * MIB);
     for at in [0, 64 * MIB] {
@@ -302,6 +344,19 @@ fn within_the_host_s_memory_a_file_system_without_room_for_all_is_not_filled() {
     let small = Mapped::of(&file, 16 * MIB, MapFlags::SHARED);
     let report = host_stage(&mut host_only().budget(whole), &small.whole(Backing::Shared));
     assert_eq!(report.host.mapped, 16 * MIB, "{report:?}");
+}
+
+#[test]
+fn what_a_full_file_system_has_already_is_mapped() {
+    let Some(mount) = Tmpfs::new("tail", 32 * MIB) else { return };
+    let path = mount.0.join("ram");
+    let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    file.set_len(GIB).unwrap();
+    file.write_all_at(&vec![1; usize::try_from(16 * MIB).unwrap()], 512 * MIB).unwrap();
+    let memory = Mapped::of(&file, GIB, MapFlags::SHARED);
+    let report = host_stage(&mut host_only(), &memory.whole(Backing::Shared));
+    assert!(report.host.mapped >= 28 * MIB, "{report:?}");
+    assert_eq!(report.host.mapped + lost(&report, Reason::NoSpace), GIB, "{report:?}");
 }
 
 #[test]

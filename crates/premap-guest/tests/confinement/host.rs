@@ -45,7 +45,7 @@ pub(crate) fn with<R>(use_it: impl FnOnce(Host<'_>) -> R) -> R {
     let file = ShortFile::new();
     let mapped = [
         file.map(6 << 30, MapFlags::SHARED, premap::Backing::Shared, Touch::Write),
-        file.map(7 << 30, MapFlags::PRIVATE, premap::Backing::PrivateFile, Touch::Read),
+        file.map(7 << 30, MapFlags::PRIVATE, premap::Backing::PrivateFile, Touch::Write),
     ];
     let plan = Plan::new(pieces.iter().map(|(region, _)| *region).chain(mapped)).unwrap();
     match Linux::open() {

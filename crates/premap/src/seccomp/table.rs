@@ -132,8 +132,8 @@ const VM: &[Rule] = rules! {
     Caller SYS_ioctl (CHECK_EXTENSION);
     Caller SYS_ioctl (GET_STATS_FD): OrErrno;
     Caller SYS_read;
-    Caller SYS_lseek;
-    Caller SYS_statx;
+    Caller SYS_lseek: FILE;
+    Caller SYS_statx: FILE;
     Caller SYS_close;
     Caller SYS_fcntl: CHECKED_CLOSE;
 };
