@@ -71,7 +71,7 @@ pub(crate) struct Run {
 /// Flags that say what runs, and on what.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Machine {
-    /// KVM to run on: the kernel's, the one in this program, or the kernel's where it can pre-fault
+    /// KVM to run on
     #[arg(long, value_enum, default_value_t)]
     pub(crate) backend: Backend,
     /// Linux release that the KVM in this program behaves like

@@ -15,7 +15,15 @@ const VARIABLE: &str = "PREMAP_PRELOAD";
 /// Where it isn't, and what to do about it.
 pub(super) fn find() -> anyhow::Result<PathBuf> {
     let named = std::env::var_os(VARIABLE).map(PathBuf::from);
-    let own = std::env::current_exe().ok();
+    let own = std::env::current_exe();
+    if let (None, Err(error)) = (&named, &own) {
+        return Err(BadUse(format!(
+            "/proc/self/exe, by which {LIBRARY} is found beside the command: {error}; mount proc on /proc, or name the \
+             library in {VARIABLE}"
+        ))
+        .into());
+    }
+    let own = own.ok();
     let library = choose(named.as_deref(), own.as_deref().and_then(Path::parent), &Path::is_file)?;
     let library = library.canonicalize().unwrap_or(library);
     // The dynamic linker takes both for separators, and has no way to write them.

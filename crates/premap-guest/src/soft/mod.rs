@@ -85,7 +85,7 @@ pub struct SoftMachineVm {
 
 impl SoftMachineVm {
     fn new(config: SoftConfig) -> Result<Self, MachineError> {
-        let vm = SoftVm::new(config).map_err(call("making a software VM"))?;
+        let vm = SoftVm::new(config).map_err(call("making a software VM, which needs /proc,"))?;
         Ok(Self { tables: Arc::new(Tables::new(vm.clone())), vm })
     }
 
