@@ -59,10 +59,16 @@ impl Drop for Area {
     }
 }
 
-fn looked(pieces: &[Piece]) -> Vec<Looked> {
+/// Fits pieces, of any backing, within the limits.
+fn fitted(
+    pieces: &[Piece],
+    within: HostMemory,
+    limit: impl Fn(Pages) -> Option<Limit>,
+    lost: &mut Tally,
+) -> Fitted {
     let mappings = Mappings::read(Stages::Both, 0);
-    let takes = |piece: &Piece| takes(piece.region, Stages::Both, &mappings);
-    pieces.iter().map(|piece| Looked { piece: *piece, takes: takes(piece), present: Vec::new() }).collect()
+    let candidates = pieces.iter().map(|piece| Candidate::new(*piece, Stages::Both, &mappings)).collect();
+    fit(candidates, Stages::Both, within, &mappings, limit, lost)
 }
 
 /// Fits a plan into a room, and gives the parts kept in MiB from the area's start, and the report of what was lost.
@@ -70,7 +76,7 @@ fn looked(pieces: &[Piece]) -> Vec<Looked> {
 fn check(pieces: &[Piece], within: HostMemory, spare: u64, expected: &[(u64, u64)]) -> Report {
     let mut lost = Tally::default();
     let room = |_| Some(limit(LimitKind::Cgroup, spare));
-    let kept = fit(looked(pieces), Stages::Both, within, room, &mut lost).pieces;
+    let kept = fitted(pieces, within, room, &mut lost).pieces;
     let base = pieces[0].region;
     let parts: Vec<_> = kept
         .iter()
@@ -153,13 +159,13 @@ fn hugetlb_is_counted_against_its_own_pages_and_cut_on_them() {
     let backing = Backing::Hugetlb(PageSize::Size2M);
     let region = Region { range, host: Hva::new(huge), backing, touch: Touch::Write };
     let area = Area::new(4 * MIB);
-    let pieces = looked(&[Piece { place: 0, region }, area.piece(Touch::Write)]);
+    let pieces = [Piece { place: 0, region }, area.piece(Touch::Write)];
     let room = |pages| match pages {
         Pages::Ordinary => Some(limit(LimitKind::Available, 5 * MIB)),
         Pages::Hugetlb(_) => Some(limit(LimitKind::HugetlbPool, 3 * huge)),
     };
     let mut lost = Tally::default();
-    let kept = fit(pieces, Stages::Both, HostMemory::Front, room, &mut lost).pieces;
+    let kept = fitted(&pieces, HostMemory::Front, room, &mut lost).pieces;
     let bytes: Vec<_> = kept.iter().map(|piece| piece.region.range.bytes()).collect();
     assert_eq!(bytes, [3 * huge, 4 * MIB]);
     let mut report = Report::default();
@@ -172,7 +178,7 @@ fn without_limits_everything_fits() {
     let area = Area::new(4 * MIB);
     let mut lost = Tally::default();
     let pieces = [area.piece(Touch::Write)];
-    assert_eq!(fit(looked(&pieces), Stages::Both, HostMemory::Whole, |_| None, &mut lost).pieces, pieces);
+    assert_eq!(fitted(&pieces, HostMemory::Whole, |_| None, &mut lost).pieces, pieces);
 }
 
 #[test]
@@ -184,29 +190,12 @@ fn memory_scattered_more_widely_than_is_worth_telling_is_lost_by_region() {
     }
     let mut lost = Tally::default();
     let room = |_| Some(limit(LimitKind::Cgroup, 0));
-    let kept = fit(looked(&[area.piece(Touch::Write)]), Stages::Both, HostMemory::Whole, room, &mut lost);
-    assert!(!kept.takes, "it has them already");
+    let kept = fitted(&[area.piece(Touch::Write)], HostMemory::Whole, room, &mut lost);
+    assert!(!kept.needs_ordinary, "it has them already");
     let kept = kept.pieces;
     assert!(kept.len() <= MOST_STRETCHES, "{}", kept.len());
     let mut report = Report::default();
     lost.write(&mut report);
     let kept: u64 = kept.iter().map(|piece| piece.region.range.bytes()).sum();
     assert_eq!(kept + report.host.abandoned, pages * 4096);
-}
-
-#[test]
-fn a_share_of_the_room_is_granted_and_at_the_end_just_what_is_wanted() {
-    let room = |left: u64| Some(Limit { left, ..limit(LimitKind::Cgroup, 0) });
-    // Half of a margin of 32 MiB is kept back.
-    let granted = Granted::default().renewed(MIB, room(96 * MIB)).unwrap();
-    assert_eq!(granted.bytes, 10 * MIB);
-    assert_eq!(Granted::default().renewed(16 * MIB, room(96 * MIB)).unwrap().bytes, 16 * MIB);
-    assert_eq!(Granted::default().renewed(16 * MIB, room(32 * MIB)).unwrap().bytes, 16 * MIB);
-    let short = Granted::default().renewed(17 * MIB, room(32 * MIB)).unwrap_err();
-    assert_eq!(short.kind, LimitKind::Cgroup);
-    // What other threads have begun to take is gone, though it is not seen yet.
-    let busy = Granted { taking: 16 * MIB, ..Granted::default() };
-    assert!(busy.renewed(16 * MIB, room(47 * MIB)).is_err());
-    assert!(busy.renewed(16 * MIB, room(48 * MIB)).is_ok());
-    assert!(Granted::default().renewed(1 << 60, None).is_ok(), "what is not known is no limit");
 }
