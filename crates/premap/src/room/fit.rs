@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use premap_address_space::limits::{Limit, Pages};
 use premap_address_space::{Kind, copied, present};
+use premap_kvm::Errno;
 
 use crate::budget::HostMemory;
 use crate::engine::Stages;
@@ -191,6 +192,7 @@ impl Candidate {
         let found = match (self.pages, backing) {
             (None, _) | (_, Backing::GuestMemfd) => Ok(Vec::new()),
             (_, Backing::PrivateFile) => copied(host.clone()),
+            (_, Backing::Shared) => resident(host.clone(), mappings),
             _ => present(host.clone()),
         };
         // Where that can't be told, all counts as absent.
@@ -208,6 +210,18 @@ impl Candidate {
             .iter()
             .fold(self.piece.region.range.bytes(), |bytes, part| bytes - (part.end - part.start))
     }
+}
+
+/// What of shared memory is present, mapped here or not.
+fn resident(host: Range<u64>, mappings: &Mappings) -> Result<Vec<Range<u64>>, Errno> {
+    let mut found = Vec::new();
+    for (part, area) in mappings.behind(host.clone()).unwrap_or_else(|| vec![(host, None)]) {
+        found.append(&mut match area {
+            Some(area) => area.resident(part)?,
+            None => present(part)?,
+        });
+    }
+    Ok(found)
 }
 
 /// Which pages are needed to make a region present, if any: a read of private memory only borrows the zero page, and a read

@@ -1,12 +1,15 @@
 //! Plans that fit and plans that don't, on memory of the test's own.
-// UNSAFETY: maps anonymous memory, on which no reference is ever made.
+// UNSAFETY: maps memory of its own, on which no reference is ever made.
 #![expect(unsafe_code, reason = "mmap")]
 
 use std::ffi::c_void;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use premap_address::{Gpa, GpaRange, Hva, PageSize};
 use premap_address_space::limits::LimitKind;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 use super::*;
 use crate::report::Report;
@@ -18,8 +21,8 @@ fn limit(kind: LimitKind, spare: u64) -> Limit {
     Limit { left: spare + limit.margin(), ..limit }
 }
 
-/// Memory of which nothing is present.
-struct Area(*mut c_void, usize);
+/// Memory of which nothing is mapped yet.
+struct Area(*mut c_void, usize, Backing);
 
 impl Area {
     fn new(bytes: u64) -> Self {
@@ -28,10 +31,22 @@ impl Area {
         let start = unsafe {
             mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
         };
-        let area = Self(start.unwrap(), len);
+        let area = Self(start.unwrap(), len, Backing::Anonymous);
         // SAFETY: the area is the test's own. Huge pages would make more present than is asked for.
         unsafe { madvise(area.0, len, Advice::LinuxNoHugepage) }.unwrap();
         area
+    }
+
+    /// Shared memory of which somebody has filled a part.
+    fn filled(bytes: u64, part: Range<u64>) -> Self {
+        let len = usize::try_from(bytes).unwrap();
+        let file = File::from(memfd_create("premap-fit", MemfdFlags::empty()).unwrap());
+        file.set_len(bytes).unwrap();
+        file.write_all_at(&vec![1; usize::try_from(part.end - part.start).unwrap()], part.start).unwrap();
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let start = unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, &file, 0) };
+        Self(start.unwrap(), len, Backing::Shared)
     }
 
     /// Makes a part present, and says whether the kernel can tell so.
@@ -48,7 +63,7 @@ impl Area {
     fn piece(&self, touch: Touch) -> Piece {
         let range = GpaRange::new(Gpa::new(1 << 32), self.1 as u64);
         let host = Hva::new(self.0.addr() as u64);
-        Piece { place: 3, region: Region { range, host, backing: Backing::Anonymous, touch } }
+        Piece { place: 3, region: Region { range, host, backing: self.2, touch } }
     }
 }
 
@@ -123,6 +138,15 @@ fn what_is_present_takes_nothing_more() {
         return;
     }
     check(&[area.piece(Touch::Write)], HostMemory::Whole, 7 * MIB, &[(0, 16)]);
+}
+
+#[test]
+fn shared_memory_that_somebody_filled_takes_nothing_more() {
+    let area = Area::filled(16 * MIB, 4 * MIB..14 * MIB);
+    check(&[area.piece(Touch::Write)], HostMemory::Whole, 7 * MIB, &[(0, 16)]);
+    check(&[area.piece(Touch::Write)], HostMemory::Whole, 0, &[(4, 10)]);
+    let chunk = Chunk::whole(area.piece(Touch::Write).region);
+    assert_eq!(absent(&chunk, &Mappings::read(Stages::Both, 0)), 6 * MIB, "in a run as before it");
 }
 
 #[test]
