@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn only_what_is_in_both_lists_counts() {
         assert_eq!(both(&[0..4, 6..9], &[2..7, 8..20]), [2..4, 6..7, 8..9]);
-        assert_eq!(both(&[0..4], &[4..8]), []);
-        assert_eq!(both(&[], &[0..8]), []);
+        assert_eq!(both(&[0..4, 8..9], &[4..8, 10..12]), []);
+        assert_eq!(both(&[], &[0..8, 9..10]), []);
     }
 }
