@@ -30,11 +30,15 @@ impl FileSystems {
 
     /// Whether a file is memory and nothing else.
     pub(crate) fn hold_in_memory(&self, file: &MappedFile) -> bool {
-        let path = file.path.as_os_str().as_bytes();
-        // A file system without a device of its own has major number 0.
-        let own = file.device.0 == 0 && OWN.iter().any(|name| path.starts_with(name));
-        own || self.0.contains(&file.device)
+        is_the_kernels_own(file) || self.0.contains(&file.device)
     }
+}
+
+/// Whether a file is in the kernel's own tmpfs, where it has no name and whoever has it may write it.
+pub(crate) fn is_the_kernels_own(file: &MappedFile) -> bool {
+    let path = file.path.as_os_str().as_bytes();
+    // A file system without a device of its own has major number 0.
+    file.device.0 == 0 && OWN.iter().any(|name| path.starts_with(name))
 }
 
 /// `id parent major:minor root mount-point options optional... - type source options`

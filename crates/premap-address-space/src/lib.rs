@@ -1,13 +1,14 @@
 //! What Linux says of this process's own memory: what is mapped where, and which pages are there.
 //!
 //! Guest memory is memory of the VMM's, and KVM maps for the guest what the host's page tables hold. Who wants to know what
-//! that is asks here. Five questions, each with one interface of the kernel, and a fallback where that may be missing:
+//! that is asks here. Six questions, each with one interface of the kernel, and a fallback where that may be missing:
 //!
 //! | question | asked of | where that is missing |
 //! |---|---|---|
 //! | what mapping covers this address, with what permissions | [`AddressSpace::may_write`] and the like: `PROCMAP_QUERY`, Linux 6.11 | the text of `/proc/self/smaps` |
 //! | what is mapped anywhere, and of what kind | [`areas`]: `/proc/self/smaps` | never missing |
 //! | which pages are present, zero, huge | [`AddressSpace::query`]: `PAGEMAP_SCAN`, Linux 6.7 | `/proc/self/pagemap`; huge pages are then taken for small ones |
+//! | what of shared memory is there, mapped here or not | [`Area::resident`]: `mincore` | what is mapped here counts alone |
 //! | how much more may be taken | [`limits`]: `/proc/meminfo`, cgroups, hugetlb pools, `RLIMIT_AS` | what can't be read is no limit |
 //! | is a private page ours alone | [`AddressSpace::query`]: `/proc/self/pagemap`, bit 56 | never missing |
 //!
@@ -23,6 +24,7 @@ pub mod limits;
 mod mappings;
 mod pages;
 mod present;
+mod resident;
 mod scan;
 mod smaps;
 
@@ -34,6 +36,7 @@ use rustix::io::Errno;
 pub use mappings::PROCMAP_QUERY;
 pub use pages::Exclusivity;
 pub use present::{copied, present};
+pub use resident::cached;
 pub use scan::PAGEMAP_SCAN;
 pub use smaps::{Area, Kind, MappedFile, areas};
 

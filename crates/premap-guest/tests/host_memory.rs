@@ -1,5 +1,7 @@
 //! Runs in memory cgroups that are smaller than their plans. Each test runs itself again in a cgroup of its own, where it
 //! would be killed if more were mapped than there is.
+// UNSAFETY: drops the page tables of shared memory of its own.
+#![expect(unsafe_code, reason = "madvise")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cgroup;
@@ -10,6 +12,7 @@ use cgroup::Cgroup;
 use premap::{Budget, Engine, Gpa, HostLimit, HostMemory, Plan, Reason, Report, Stages, Touch};
 use premap_guest::{Backing, Memory};
 use premap_kvm::linux::Vcpu;
+use rustix::mm::{Advice, madvise};
 
 const MIB: u64 = 1 << 20;
 /// Set in the process that runs in a cgroup.
@@ -38,10 +41,15 @@ fn lived(child: Child) -> String {
 
 /// Makes new memory present as far as it may be.
 fn populate(memory: &Memory, host_memory: HostMemory) -> Report {
+    populate_by(1, memory, host_memory)
+}
+
+fn populate_by(threads: usize, memory: &Memory, host_memory: HostMemory) -> Report {
     let plan = Plan::new([memory.region(Gpa::new(0), Touch::Write)]).unwrap();
     let budget = Budget { host_memory, ..Budget::default() };
     let mut none: [Vcpu<std::os::fd::OwnedFd>; 0] = [];
-    let report = Engine::new().stages(Stages::Host).budget(budget).run(&plan, &mut none).unwrap();
+    let mut engine = Engine::new().stages(Stages::Host).host_threads(threads).budget(budget);
+    let report = engine.run(&plan, &mut none).unwrap();
     assert_eq!(report.host.bytes(), report.asked, "{report:?}");
     println!("mapped {} MiB, limit {:?}", report.host.mapped / MIB, report.limit);
     report
@@ -97,4 +105,32 @@ fn runs_side_by_side_in_one_cgroup_share_what_there_is() {
     let children = [(); 2].map(|()| start(&group, "runs_side_by_side_in_one_cgroup_share_what_there_is"));
     let said = children.map(lived).concat();
     assert!(said.contains(&group.told()), "one of them had to give way: {said}");
+}
+
+#[test]
+fn a_plan_that_fits_is_mapped_whole_by_many_threads() {
+    if is_within() {
+        let memory = Memory::new(460 * MIB, Backing::Anonymous).unwrap();
+        let report = populate_by(8, &memory, HostMemory::Whole);
+        assert_eq!((report.host.mapped, report.limit), (460 * MIB, None));
+        return;
+    }
+    let Some(group) = Cgroup::new("many", 512 * MIB) else { return };
+    lived(start(&group, "a_plan_that_fits_is_mapped_whole_by_many_threads"));
+}
+
+#[test]
+fn shared_memory_that_was_filled_before_is_mapped_whatever_the_limit() {
+    if is_within() {
+        let memory = Memory::new(160 * MIB, Backing::Memfd).unwrap();
+        populate(&memory, HostMemory::Whole);
+        let base = std::ptr::with_exposed_provenance_mut(usize::try_from(memory.hva().raw()).unwrap());
+        // SAFETY: of shared memory the content stays; it is only no longer mapped, as in a process that comes later.
+        unsafe { madvise(base, usize::try_from(memory.bytes()).unwrap(), Advice::LinuxDontNeed) }.unwrap();
+        let report = populate(&memory, HostMemory::Whole);
+        assert_eq!((report.host.mapped, report.limit), (160 * MIB, None));
+        return;
+    }
+    let Some(group) = Cgroup::new("filled", 200 * MIB) else { return };
+    lived(start(&group, "shared_memory_that_was_filled_before_is_mapped_whatever_the_limit"));
 }

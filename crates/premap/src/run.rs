@@ -232,7 +232,8 @@ impl<'a> Run<'a> {
         self.pacer.wait(self.control);
         let bytes = numbered.chunk.range.bytes();
         // Where others have used up the room that there was, the run is over, and the chunk lost for that reason.
-        let _taking = self.terms.room.begin(&numbered.chunk).map_err(|limit| self.control.run_short(limit));
+        let grant = self.terms.room.grant(&numbered.chunk, &self.mappings, self.control);
+        let _grant = grant.map_err(|limit| self.control.run_short(limit));
         self.pacer.charge(bytes, || self.populate(numbered, tally));
     }
 
@@ -340,6 +341,7 @@ impl<'a> Run<'a> {
         self.muster.wake();
         self.pipeline.wake();
         self.pacer.wake();
+        self.terms.room.wake();
         self.control.entrance.wake();
     }
 

@@ -11,8 +11,10 @@
 //! A run without a host stage is not looked at: a second stage alone writes nothing, and waits for a handler in a way that
 //! can be interrupted.
 
+use std::ops::Range;
+
 use premap_address::{Gpa, GpaRange, Hva};
-use premap_address_space::{Area, Kind};
+use premap_address_space::{Area, Kind, MappedFile, cached};
 
 use crate::engine::Stages;
 use crate::mappings::{Mappings, forbids, host_range};
@@ -81,16 +83,15 @@ impl Survey {
     fn read_data(&mut self, piece: Piece, stages: Stages, area: &Area, unseen: Unseen) {
         let Region { range, host, .. } = piece.region;
         let Some(file) = &area.file else { return self.take(piece) };
-        // Offsets in the file, for addresses in this process.
-        let base = file.offset.wrapping_sub(area.start);
-        let (first, end) = (host.raw().wrapping_add(base), host.raw().wrapping_add(base) + range.bytes());
-        let data = match (file.data(first..end), unseen) {
-            (Ok(data), _) => data,
-            (Err(_), Unseen::Take) => return self.take(piece),
-            (Err(_), Unseen::Leave) => return self.lose(&piece, stages, Reason::UnknownFile),
+        let here = host_range(host, range.bytes());
+        let data = match (data_behind(file, area.start, here.clone()), unseen) {
+            (Some(data), _) => data,
+            (None, Unseen::Take) => return self.take(piece),
+            (None, Unseen::Leave) => return self.lose(&piece, stages, Reason::UnknownFile),
         };
+        let (first, end) = (here.start, here.end);
         let part = |from: u64, to: u64| {
-            let region = within(&piece.region, from.wrapping_sub(base), to.wrapping_sub(base))?;
+            let region = within(&piece.region, from, to)?;
             Some(Piece { region: Region { touch: Touch::Read, ..region }, ..piece })
         };
         let page = premap_address::PAGE_SIZE;
@@ -119,6 +120,18 @@ impl Survey {
         for stage in [Stage::Host, Stage::Second] {
             self.lost.lost(place, stage, range, reason_at(stage, stages, reason));
         }
+    }
+}
+
+/// Where in a range of a file's mapping, which begins at `area`, the file has data, by this process's addresses.
+fn data_behind(file: &MappedFile, area: u64, host: Range<u64>) -> Option<Vec<Range<u64>>> {
+    let first = file.offset + (host.start - area);
+    let here = |data: Range<u64>| data.start - first + host.start..data.end - first + host.start;
+    match file.data(first..first.checked_add(host.end - host.start)?) {
+        Ok(data) => Some(data.into_iter().map(here).collect()),
+        // A file without a name. Of one in memory, what is cached is what there is.
+        Err(_) if file.in_memory => cached(host).ok(),
+        Err(_) => None,
     }
 }
 

@@ -6,6 +6,7 @@
 //! | limit | read from |
 //! |---|---|
 //! | what the host has | `MemAvailable` of `/proc/meminfo` |
+//! | what the NUMA nodes of its cpuset have, where those are not all | `Mems_allowed_list` of `/proc/self/status`, `meminfo` of `/sys/devices/system/node` |
 //! | memory cgroups, the process's own and each above it | `memory.max` and `memory.high`, or `memory.limit_in_bytes` and `memory.memsw.limit_in_bytes` of version 1, less what is used and can't be reclaimed |
 //! | pages set apart for hugetlb | `/sys/kernel/mm/hugepages` |
 //! | hugetlb cgroups | `hugetlb.2MB.max` and the like, `hugetlb.2MB.rsvd.max` for new mappings |
@@ -16,6 +17,7 @@ mod file;
 mod host;
 mod hugetlb;
 mod memory;
+mod numa;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -69,7 +71,7 @@ impl fmt::Display for LimitKind {
 pub struct Limit {
     /// Its kind.
     pub kind: LimitKind,
-    /// The file in the cgroup's directory that states it, or the pool's directory.
+    /// The file in the cgroup's directory that states it, or the pool's directory, or that of the NUMA nodes.
     pub path: Option<PathBuf>,
     /// How many bytes it allows in all.
     pub bytes: u64,
@@ -111,7 +113,10 @@ impl fmt::Display for Limit {
             .as_deref()
             .and_then(|path| Some((path.parent()?.display(), path.file_name()?.display())));
         match (kind, group) {
-            (LimitKind::Available, _) => write!(f, "{kind} ({left} of {mib} MiB)"),
+            (LimitKind::Available, None) => write!(f, "{kind} ({left} of {mib} MiB)"),
+            (LimitKind::Available, Some(_)) => {
+                write!(f, "{kind} on the NUMA nodes of this process's cpuset ({left} of {mib} MiB)")
+            }
             (LimitKind::HugetlbPool, _) => write!(f, "{kind} ({left} of {mib} MiB free)"),
             (LimitKind::AddressSpace, _) => write!(f, "{kind} (RLIMIT_AS, {mib} MiB)"),
             (LimitKind::Cgroup, Some((group, file))) => {
@@ -174,6 +179,7 @@ impl Limits {
         match pages {
             Pages::Ordinary => {
                 limits.extend(host::available(&self.files));
+                limits.extend(numa::available(&self.files));
                 limits.extend(memory::limits(&self.files, &self.memory));
             }
             Pages::Hugetlb(bytes) => {

@@ -58,6 +58,39 @@ fn without_cgroups_the_host_s_available_memory_is_the_limit() {
 }
 
 #[test]
+fn a_cpuset_that_leaves_some_numa_nodes_out_bounds_what_the_host_has() {
+    let node = |host: Host, node: u32, free: u64| {
+        let fields = [
+            ("MemTotal", 8 << 20),
+            ("MemFree", free),
+            ("Active(file)", 4096),
+            ("Inactive(file)", 1024),
+            ("KReclaimable", 2048),
+        ];
+        let text: String =
+            fields.map(|(name, kib)| format!("Node {node} {name}:  {kib} kB\n")).into_iter().collect();
+        host.with(&format!("/sys/devices/system/node/node{node}/meminfo"), &text)
+    };
+    let mut host = Host::new("numa").with("/sys/devices/system/node/has_memory", "0-1,3\n");
+    for (number, free) in [(0, 1 << 20), (1, 2 << 20), (3, 4 << 20)] {
+        host = node(host, number, free);
+    }
+    // Node 2 has processors and no memory.
+    let allow =
+        |host: Host, nodes: &str| host.with("/proc/self/status", &format!("Mems_allowed_list:\t{nodes}\n"));
+    let left = (3 << 30) + 2 * 4 * MIB;
+    let told = "the memory that the host has available on the NUMA nodes of this process's cpuset \
+                (3080 of 16384 MiB)";
+    host = allow(host, "0-2");
+    host.check(Pages::Ordinary, Mapping::Made, LimitKind::Available, left, told);
+    let whole = "the memory that the host has available (16384 of 32768 MiB)";
+    for all in ["0-3", "0-1,3", "what is this", "0-99999999999"] {
+        host = allow(host, all);
+        host.check(Pages::Ordinary, Mapping::Made, LimitKind::Available, 16 << 30, whole);
+    }
+}
+
+#[test]
 fn without_proc_there_is_no_limit() {
     let nothing = Limits::find_below(Path::new("/nowhere"));
     assert_eq!(nothing.tightest(Pages::Ordinary, Mapping::Made), None);

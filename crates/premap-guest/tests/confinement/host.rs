@@ -14,7 +14,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 use crate::skip;
 
-/// Each of the two pieces of memory: more than one chunk of a background run.
+/// Each of the three pieces of memory: more than one chunk of a background run.
 pub(crate) const BYTES: u64 = 4 << 20;
 
 /// What there is of KVM here.
@@ -31,15 +31,20 @@ pub(crate) struct Host<'a> {
     pub(crate) vm: &'a (dyn Vm + Sync),
     pub(crate) vcpu: &'a mut (dyn Vcpu + Send),
     pub(crate) spare: &'a mut (dyn Vcpu + Send),
-    /// One piece of memory to be written, one to be read, and a file that is shorter than its two mappings.
+    /// One piece of memory to be written, one to be read, one that is shared, and a file that is shorter than its two mappings.
     pub(crate) plan: Plan,
     pub(crate) kvm: Kvm,
 }
 
 /// Makes a host, of which nothing is left when `use_it` has come back.
 pub(crate) fn with<R>(use_it: impl FnOnce(Host<'_>) -> R) -> R {
-    let pieces = [(4 << 30, Touch::Write), (5 << 30, Touch::Read)].map(|(gpa, touch)| {
-        let memory = Memory::new(BYTES, Backing::Anonymous).unwrap();
+    let pieces = [
+        (4 << 30, Backing::Anonymous, Touch::Write),
+        (5 << 30, Backing::Anonymous, Touch::Read),
+        (8 << 30, Backing::Memfd, Touch::Write),
+    ];
+    let pieces = pieces.map(|(gpa, backing, touch)| {
+        let memory = Memory::new(BYTES, backing).unwrap();
         (memory.region(Gpa::new(gpa), touch), memory)
     });
     let file = ShortFile::new();

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use premap_address_space::{Kind, MappedFile, present};
 
-use super::{cut, keep};
+use super::fit::{cut, keep};
 use crate::engine::Stages;
 use crate::mappings::{Mappings, host_range};
 use crate::memory::{Backing, Region};

@@ -44,6 +44,7 @@ const CLOCK: Need = Sometimes("where the clock can't be read without a call");
 const RESTART: Need = Sometimes("after the process was stopped and continued");
 const GETPID: Need = Sometimes("glibc, to send a signal");
 const FILE: Need = Sometimes("where a file is mapped");
+const BACKGROUND_OR_SHORT: Need = Sometimes("in the background, and where room gets short");
 const REPORT: Need = Sometimes("for `--report FILE`, and to see whether there is a filter");
 const CHECKED_CLOSE: Need = Sometimes("Rust's debug builds, before a close");
 
@@ -85,12 +86,14 @@ const LOOK: &[Rule] = rules! {
     Caller SYS_close: OrErrno;
     Caller SYS_statx: FILE;
     Caller SYS_lseek: FILE;
+    Caller SYS_mincore: FILE;
     Caller SYS_fcntl: CHECKED_CLOSE;
     Worker SYS_openat: OrErrno;
     Worker SYS_read: OrErrno;
     Worker SYS_close: OrErrno;
     Worker SYS_statx: FILE;
     Worker SYS_lseek: FILE;
+    Worker SYS_mincore: FILE;
     Worker SYS_fstatfs: FILE;
     Worker SYS_fcntl: CHECKED_CLOSE;
 };
@@ -141,7 +144,9 @@ const VM: &[Rule] = rules! {
 /// Where not all of a plan fits, what of it is present.
 const HOST_MEMORY: &[Rule] = rules! {
     Caller SYS_ioctl (SCAN): OrErrno;
-    Worker SYS_ioctl (SCAN): Sometimes("in the background");
+    Caller SYS_mincore: OrErrno;
+    Worker SYS_ioctl (SCAN): BACKGROUND_OR_SHORT;
+    Worker SYS_mincore: BACKGROUND_OR_SHORT;
 };
 
 const GATE: &[Rule] = rules! {

@@ -1,12 +1,15 @@
 //! Plans that fit and plans that don't, on memory of the test's own.
-// UNSAFETY: maps anonymous memory, on which no reference is ever made.
+// UNSAFETY: maps memory of its own, on which no reference is ever made.
 #![expect(unsafe_code, reason = "mmap")]
 
 use std::ffi::c_void;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use premap_address::{Gpa, GpaRange, Hva, PageSize};
 use premap_address_space::limits::LimitKind;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 use super::*;
 use crate::report::Report;
@@ -18,8 +21,8 @@ fn limit(kind: LimitKind, spare: u64) -> Limit {
     Limit { left: spare + limit.margin(), ..limit }
 }
 
-/// Memory of which nothing is present.
-struct Area(*mut c_void, usize);
+/// Memory of which nothing is mapped yet.
+struct Area(*mut c_void, usize, Backing);
 
 impl Area {
     fn new(bytes: u64) -> Self {
@@ -28,10 +31,22 @@ impl Area {
         let start = unsafe {
             mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
         };
-        let area = Self(start.unwrap(), len);
+        let area = Self(start.unwrap(), len, Backing::Anonymous);
         // SAFETY: the area is the test's own. Huge pages would make more present than is asked for.
         unsafe { madvise(area.0, len, Advice::LinuxNoHugepage) }.unwrap();
         area
+    }
+
+    /// Shared memory of which somebody has filled a part.
+    fn filled(bytes: u64, part: Range<u64>) -> Self {
+        let len = usize::try_from(bytes).unwrap();
+        let file = File::from(memfd_create("premap-fit", MemfdFlags::empty()).unwrap());
+        file.set_len(bytes).unwrap();
+        file.write_all_at(&vec![1; usize::try_from(part.end - part.start).unwrap()], part.start).unwrap();
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let start = unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, &file, 0) };
+        Self(start.unwrap(), len, Backing::Shared)
     }
 
     /// Makes a part present, and says whether the kernel can tell so.
@@ -48,7 +63,7 @@ impl Area {
     fn piece(&self, touch: Touch) -> Piece {
         let range = GpaRange::new(Gpa::new(1 << 32), self.1 as u64);
         let host = Hva::new(self.0.addr() as u64);
-        Piece { place: 3, region: Region { range, host, backing: Backing::Anonymous, touch } }
+        Piece { place: 3, region: Region { range, host, backing: self.2, touch } }
     }
 }
 
@@ -59,10 +74,16 @@ impl Drop for Area {
     }
 }
 
-fn looked(pieces: &[Piece]) -> Vec<Looked> {
+/// Fits pieces, of any backing, within the limits.
+fn fitted(
+    pieces: &[Piece],
+    within: HostMemory,
+    limit: impl Fn(Pages) -> Option<Limit>,
+    lost: &mut Tally,
+) -> Fitted {
     let mappings = Mappings::read(Stages::Both, 0);
-    let takes = |piece: &Piece| takes(piece.region, Stages::Both, &mappings);
-    pieces.iter().map(|piece| Looked { piece: *piece, takes: takes(piece), present: Vec::new() }).collect()
+    let candidates = pieces.iter().map(|piece| Candidate::new(*piece, Stages::Both, &mappings)).collect();
+    fit(candidates, Stages::Both, within, &mappings, limit, lost)
 }
 
 /// Fits a plan into a room, and gives the parts kept in MiB from the area's start, and the report of what was lost.
@@ -70,7 +91,7 @@ fn looked(pieces: &[Piece]) -> Vec<Looked> {
 fn check(pieces: &[Piece], within: HostMemory, spare: u64, expected: &[(u64, u64)]) -> Report {
     let mut lost = Tally::default();
     let room = |_| Some(limit(LimitKind::Cgroup, spare));
-    let kept = fit(looked(pieces), Stages::Both, within, room, &mut lost).pieces;
+    let kept = fitted(pieces, within, room, &mut lost).pieces;
     let base = pieces[0].region;
     let parts: Vec<_> = kept
         .iter()
@@ -120,6 +141,15 @@ fn what_is_present_takes_nothing_more() {
 }
 
 #[test]
+fn shared_memory_that_somebody_filled_takes_nothing_more() {
+    let area = Area::filled(16 * MIB, 4 * MIB..14 * MIB);
+    check(&[area.piece(Touch::Write)], HostMemory::Whole, 7 * MIB, &[(0, 16)]);
+    check(&[area.piece(Touch::Write)], HostMemory::Whole, 0, &[(4, 10)]);
+    let chunk = Chunk::whole(area.piece(Touch::Write).region);
+    assert_eq!(absent(&chunk, &Mappings::read(Stages::Both, 0)), 6 * MIB, "in a run as before it");
+}
+
+#[test]
 fn a_front_is_kept_up_to_where_the_room_ends_and_present_memory_behind_it() {
     let area = Area::new(16 * MIB);
     if !area.populate(2 * MIB..4 * MIB) || !area.populate(12 * MIB..13 * MIB) {
@@ -153,13 +183,13 @@ fn hugetlb_is_counted_against_its_own_pages_and_cut_on_them() {
     let backing = Backing::Hugetlb(PageSize::Size2M);
     let region = Region { range, host: Hva::new(huge), backing, touch: Touch::Write };
     let area = Area::new(4 * MIB);
-    let pieces = looked(&[Piece { place: 0, region }, area.piece(Touch::Write)]);
+    let pieces = [Piece { place: 0, region }, area.piece(Touch::Write)];
     let room = |pages| match pages {
         Pages::Ordinary => Some(limit(LimitKind::Available, 5 * MIB)),
         Pages::Hugetlb(_) => Some(limit(LimitKind::HugetlbPool, 3 * huge)),
     };
     let mut lost = Tally::default();
-    let kept = fit(pieces, Stages::Both, HostMemory::Front, room, &mut lost).pieces;
+    let kept = fitted(&pieces, HostMemory::Front, room, &mut lost).pieces;
     let bytes: Vec<_> = kept.iter().map(|piece| piece.region.range.bytes()).collect();
     assert_eq!(bytes, [3 * huge, 4 * MIB]);
     let mut report = Report::default();
@@ -172,7 +202,7 @@ fn without_limits_everything_fits() {
     let area = Area::new(4 * MIB);
     let mut lost = Tally::default();
     let pieces = [area.piece(Touch::Write)];
-    assert_eq!(fit(looked(&pieces), Stages::Both, HostMemory::Whole, |_| None, &mut lost).pieces, pieces);
+    assert_eq!(fitted(&pieces, HostMemory::Whole, |_| None, &mut lost).pieces, pieces);
 }
 
 #[test]
@@ -184,29 +214,12 @@ fn memory_scattered_more_widely_than_is_worth_telling_is_lost_by_region() {
     }
     let mut lost = Tally::default();
     let room = |_| Some(limit(LimitKind::Cgroup, 0));
-    let kept = fit(looked(&[area.piece(Touch::Write)]), Stages::Both, HostMemory::Whole, room, &mut lost);
-    assert!(!kept.takes, "it has them already");
+    let kept = fitted(&[area.piece(Touch::Write)], HostMemory::Whole, room, &mut lost);
+    assert!(!kept.needs_ordinary, "it has them already");
     let kept = kept.pieces;
     assert!(kept.len() <= MOST_STRETCHES, "{}", kept.len());
     let mut report = Report::default();
     lost.write(&mut report);
     let kept: u64 = kept.iter().map(|piece| piece.region.range.bytes()).sum();
     assert_eq!(kept + report.host.abandoned, pages * 4096);
-}
-
-#[test]
-fn a_share_of_the_room_is_granted_and_at_the_end_just_what_is_wanted() {
-    let room = |left: u64| Some(Limit { left, ..limit(LimitKind::Cgroup, 0) });
-    // Half of a margin of 32 MiB is kept back.
-    let granted = Granted::default().renewed(MIB, room(96 * MIB)).unwrap();
-    assert_eq!(granted.bytes, 10 * MIB);
-    assert_eq!(Granted::default().renewed(16 * MIB, room(96 * MIB)).unwrap().bytes, 16 * MIB);
-    assert_eq!(Granted::default().renewed(16 * MIB, room(32 * MIB)).unwrap().bytes, 16 * MIB);
-    let short = Granted::default().renewed(17 * MIB, room(32 * MIB)).unwrap_err();
-    assert_eq!(short.kind, LimitKind::Cgroup);
-    // What other threads have begun to take is gone, though it is not seen yet.
-    let busy = Granted { taking: 16 * MIB, ..Granted::default() };
-    assert!(busy.renewed(16 * MIB, room(47 * MIB)).is_err());
-    assert!(busy.renewed(16 * MIB, room(48 * MIB)).is_ok());
-    assert!(Granted::default().renewed(1 << 60, None).is_ok(), "what is not known is no limit");
 }
