@@ -118,6 +118,9 @@ fn share_pages(process: &Process, number: u32, vcpus: &[RawFd]) -> Vec<Arc<RunPa
             vcpu.page = Some(Arc::clone(page));
         }
     }
+    drop(vms);
+    // Who waits looks at its page only now.
+    process.turn.announce();
     pages.into_iter().map(|(_, page)| page).collect()
 }
 

@@ -1,8 +1,8 @@
 //! A thread of the library's own, which does whatever a filter on the VMM's threads might forbid.
 //!
 //! There are two, one for the engine's runs and one for what is quick. Each is started at the first call that only KVM's
-//! users make, when the thread at hand has just opened `/dev/kvm`, and again when another VM is made. It blocks every
-//! signal, so that none of the VMM's is handled here. Threads of the VMM hand it work, and wait where they must; that
+//! users make, when the thread at hand has just opened `/dev/kvm`. Only the first ends when it is idle, and the second starts
+//! it again when another VM is made. Each blocks every signal, so that none of the VMM's is handled here. Threads of the VMM hand it work, and wait where they must; that
 //! takes a lock and a condition variable, and so no system call but `futex`.
 //!
 //! A thread ends once nothing more is to come: that is for its user to say, who is asked whenever it was idle for a while.

@@ -41,7 +41,8 @@
 //! # Threads
 //!
 //! A thread that must be there before a filter is laid is there while the VMM starts its own. The two promises meet so: the
-//! library's threads stay for as long as a run or a report may still need them, and go at once where the VMM lacks one.
+//! library's two threads are started once, when the VMM has just opened `/dev/kvm`. The engine's stays for as long as there
+//! may be runs; the other stays, to start it again for the next VM, and to tell. Both go at once where the VMM lacks one.
 //! Then nothing more is mapped in the process, since a new thread might be started under a filter.
 //!
 //! # What it does not see

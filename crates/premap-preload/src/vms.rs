@@ -111,10 +111,6 @@ impl Vms {
         self.list.iter().any(|vm| vm.timing.is_due())
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
     /// For how much longer a VM may have runs; zero where none may.
     pub(crate) fn needed(&self, now: Instant) -> Duration {
         self.list.iter().map(|vm| vm.timing.needed(now)).max().unwrap_or_default()

@@ -307,7 +307,7 @@ fn a_vmm_has_its_threads_where_there_are_not_enough_for_all() {
 }
 
 #[test]
-fn no_thread_of_the_library_s_outlives_its_use() {
+fn the_mapper_s_thread_does_not_outlive_its_use() {
     if !kvm() {
         return;
     }
@@ -333,6 +333,40 @@ fn memory_that_a_userfaultfd_handler_takes_over_while_it_is_mapped_holds_nothing
     assert_eq!(mapped.len(), 2, "{:?}", done.events);
     let left = mapped[1]["left"].as_array().unwrap();
     assert_eq!((left.len(), &left[0]["why"]), (1, &"userfault".into()), "{left:?}");
+}
+
+#[test]
+fn no_file_is_opened_on_a_thread_of_the_vmm_s_once_it_has_the_device() {
+    if !kvm() {
+        return;
+    }
+    for what in ["no-files", "no-files-later", "no-files-when-idle"] {
+        let done = run_vmm(what, &Settings::default());
+        let mapped = events(&done, "mapped");
+        assert_eq!(mapped.len(), 1, "{what}: {:?} {}", done.events, done.stderr);
+        check_mapped(mapped[0]);
+    }
+}
+
+#[test]
+fn a_flag_that_a_handler_sets_while_its_vcpu_waits_stays_set() {
+    if kvm() {
+        run_vmm("called-until-seen", &Settings::default());
+    }
+}
+
+#[test]
+fn a_vcpu_that_enters_with_the_flag_set_is_given_back_at_once() {
+    if !kvm() {
+        return;
+    }
+    // Of several, since the machine may be busy. A thread that is not told of the pages waits 50 ms each time.
+    let took = || -> u64 {
+        let done = run_vmm("exit-wanted", &Settings::default());
+        done.stdout.lines().find_map(|line| line.strip_prefix("took: ")).unwrap().parse().unwrap()
+    };
+    let least = (0..4).map(|_| took()).min().unwrap();
+    assert!(least < 45_000, "{least} µs");
 }
 
 #[test]
