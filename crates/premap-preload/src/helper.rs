@@ -166,14 +166,22 @@ impl Helper {
     /// # Errors
     /// Where there is no thread any more; the job is dropped.
     pub(crate) fn hand(&self, job: impl FnOnce(Result<(), Undone>) + Send + 'static) -> Result<(), Undone> {
+        self.hand_or_keep(job).map_or(Ok(()), |_| Err(Undone::Ended))
+    }
+
+    /// Hands over a job, as [`hand`](Self::hand) does; gives it back where there is no thread any more.
+    pub(crate) fn hand_or_keep<J>(&self, job: J) -> Option<J>
+    where
+        J: FnOnce(Result<(), Undone>) + Send + 'static,
+    {
         let mut state = self.queue.lock();
         if !state.running || state.closed {
-            return Err(Undone::Ended);
+            return Some(job);
         }
         state.jobs.push_back(Box::new(job));
         drop(state);
         self.queue.turned.notify_all();
-        Ok(())
+        None
     }
 
     /// Has `work` done on the thread, and waits for it, for at most `limit`.

@@ -111,6 +111,10 @@ unsafe extern "C" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
 
 /// Makes a call that closes the descriptors of a range, or puts a copy of another in one's place.
 fn closing(fds: RangeInclusive<c_int>, replaced_by: Option<c_int>, call: impl FnOnce() -> c_int) -> c_int {
+    // The library's threads close their own, which may have numbers that the VMM's had until just now.
+    if helper::is_own_thread() {
+        return call();
+    }
     let mut watched = descriptors::watched(fds).peekable();
     // A descriptor put in its own place stays what it is.
     if watched.peek().is_none() || watched.peek() == replaced_by.as_ref() || process::stepped_aside() {

@@ -67,6 +67,7 @@ mod interpose_exec;
 mod kvm;
 mod memory;
 mod next;
+mod outlet;
 mod phase;
 mod process;
 mod request;

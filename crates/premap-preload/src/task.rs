@@ -23,7 +23,6 @@ use crate::vms::Count;
 /// What a run is to do.
 pub(crate) struct Task {
     pub(crate) settings: Arc<Settings>,
-    pub(crate) journal: Arc<Journal>,
     pub(crate) vm: u32,
     pub(crate) run: u32,
     pub(crate) fd: RawFd,
@@ -65,32 +64,32 @@ pub(crate) fn stages(strategy: Strategy) -> Option<Stages> {
 }
 
 impl Task {
-    /// Maps the slots' memory, and tells of it.
+    /// Maps the slots' memory. What there is to tell is told once the guest is let in.
     ///
     /// # Errors
     /// Why nothing could be mapped.
-    pub(crate) fn perform(self) -> Result<Mapped, String> {
+    pub(crate) fn perform(self) -> Result<(Mapped, Tale), String> {
         let areas = premap_address_space::areas()
             .map_err(|error| format!("cannot read the address space, /proc/self/smaps: {error}"))?;
         let mut known = self.before.clone();
-        let pools = known.pools.get_or_insert_with(|| self.pools(&areas));
+        let mut lines = Vec::new();
+        let pools = known.pools.get_or_insert_with(|| self.pools(&areas, &mut lines));
         let found = memory::find(self.slots.iter().copied(), &areas, pools);
         let regions = memory::narrow(found.regions, |range| known.missing(range))
             .map_err(|errno| format!("cannot tell what memory is present, by /proc/self/pagemap: {errno}"))?;
         if regions.is_empty() && self.run > 1 {
-            return Ok(known);
+            return Ok((known, Tale { lines, ..Tale::default() }));
         }
         let faults = self.counters.iter().map(|counters| Count::read(counters)).reduce(Count::plus);
         let report = self.run(regions.clone())?;
-        self.tell(&found.left, faults.unwrap_or_default().faults, &report);
         known.account = known.account.plus(&report);
         for (cause, words) in shortfalls(&report, &self.settings) {
             if !known.told.contains(&cause) {
-                say(&format!("VM {}: {words}", self.vm));
+                lines.push(format!("VM {}: {words}", self.vm));
                 known.told.push(cause);
             }
         }
-        Ok(if self.stop.is_stopped() {
+        let known = if self.stop.is_stopped() {
             known.held_ns += report.wall_ns;
             // The second stage may have been stopped before it began.
             let second = self.settings.strategy == Strategy::TwoStage && report.second.unsupported.is_none();
@@ -98,11 +97,16 @@ impl Task {
         } else {
             known.held_ns = 0;
             known.and(regions.iter().map(host_range).collect(), report.second.mapped > 0)
-        })
+        };
+        let run =
+            Ran { left: found.left, faults: faults.unwrap_or_default().faults, report, slots: self.slots };
+        let (vm, number, vcpus) = (self.vm, self.run, self.vcpus.len());
+        let aloud = self.settings.voice == Voice::Everything;
+        Ok((known, Tale { vm, number, vcpus, run: Some(run), lines, aloud }))
     }
 
     /// Where memory lies that the guest may be given later.
-    fn pools(&self, areas: &[Area]) -> Vec<Range<u64>> {
+    fn pools(&self, areas: &[Area], lines: &mut Vec<String>) -> Vec<Range<u64>> {
         if self.settings.hotplug_pools == HotplugPools::Map || !cfg!(target_arch = "x86_64") {
             return Vec::new();
         }
@@ -110,7 +114,7 @@ impl Task {
         let pools = given::pools(backed, &self.hand_over(areas));
         let bytes: u64 = pools.iter().map(|slot| slot.bytes).sum();
         if bytes > 0 {
-            say(&format!(
+            lines.push(format!(
                 "VM {}: {} MiB that the guest may be given later (virtio-mem, DIMMs) are left; --hotplug-pools map maps \
                  them too",
                 self.vm,
@@ -165,22 +169,49 @@ impl Task {
             Some(limit) => HostMemory::UpTo(limit.saturating_sub(self.before.bytes())),
         }
     }
+}
 
-    fn tell(&self, left: &[Left], faults: Option<u64>, report: &Report) {
-        let Self { vm, run, slots, .. } = self;
-        self.journal.write(&Event::Mapped {
-            vm: *vm,
-            run: *run,
-            vcpus: self.vcpus.len(),
-            faults,
-            memory: Memory::of(slots, left, report.asked),
+/// What there is to tell of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Tale {
+    vm: u32,
+    number: u32,
+    vcpus: usize,
+    /// None where there was nothing new.
+    run: Option<Ran>,
+    lines: Vec<String>,
+    /// Whether the user asked to hear it.
+    aloud: bool,
+}
+
+#[derive(Debug)]
+struct Ran {
+    left: Vec<Left>,
+    faults: Option<u64>,
+    report: Report,
+    slots: Vec<Slot>,
+}
+
+impl Tale {
+    /// Tells it.
+    pub(crate) fn tell(&self, journal: &Journal) {
+        let Self { vm, number, vcpus, .. } = *self;
+        self.lines.iter().for_each(|line| say(line));
+        let Some(Ran { left, faults, report, slots }) = &self.run else { return };
+        let memory = Memory::of(slots, left, report.asked);
+        journal.write(&Event::Mapped {
+            vm,
+            run: number,
+            vcpus,
+            faults: *faults,
+            memory,
             slots,
             left,
             report,
         });
-        if self.settings.voice == Voice::Everything {
+        if self.aloud {
             say(&format!(
-                "VM {vm}, run {run}: {} of {} present on the host, {} mapped in the guest, in {} ms",
+                "VM {vm}, run {number}: {} of {} present on the host, {} mapped in the guest, in {} ms",
                 size(report.host.mapped),
                 size(report.asked),
                 size(report.second.mapped),
@@ -191,7 +222,7 @@ impl Task {
 }
 
 impl Mapped {
-    fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.populated.iter().map(|range| range.end - range.start).sum()
     }
 

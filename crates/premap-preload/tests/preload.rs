@@ -5,6 +5,9 @@
 
 mod vmm;
 
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -42,8 +45,15 @@ struct Done {
     events: Vec<Value>,
 }
 
-fn run(mut command: Command, settings: &Settings) -> Done {
-    let (mut reader, writer) = std::io::pipe().unwrap();
+fn run(command: Command, settings: &Settings) -> Done {
+    run_with_report(command, settings, std::io::pipe().unwrap())
+}
+
+fn run_with_report(
+    mut command: Command,
+    settings: &Settings,
+    (mut reader, writer): (std::io::PipeReader, std::io::PipeWriter),
+) -> Done {
     // The report's descriptor is the program's standard input, so that its number is known.
     let settings =
         Settings { report: settings.report.clone().or(Some(Report::Descriptor(0))), ..settings.clone() };
@@ -57,7 +67,11 @@ fn run(mut command: Command, settings: &Settings) -> Done {
     Done {
         stdout: text(&output.stdout),
         stderr: text(&output.stderr),
-        events: report.lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
+        events: report
+            .lines()
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect(),
         output,
     }
 }
@@ -439,6 +453,26 @@ fn what_fails_is_one_line_and_the_vmm_goes_on() {
     assert!(output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(VARIABLE) && said.lines().count() == 1, "{said}");
+}
+
+#[test]
+fn a_report_that_nobody_reads_holds_no_guest_back_and_is_given_up_in_one_line() {
+    if !kvm() {
+        return;
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    // A blank line is no event; a pipe with little room left has none for a whole event.
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let mut filler = std::fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
+    while filler.write(b"\n\n\n\n").is_ok() {}
+    drop(filler);
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "vmm::vmm", "--nocapture"]).env(vmm::VARIABLE, "close");
+    // The reader is at it only once the VMM has ended: were a vCPU to wait for it, that would be never.
+    let done = run_with_report(command, &Settings::default(), (reader, writer));
+    assert!(done.stdout.contains(vmm::DONE), "{}", done.stdout);
+    let said = done.stderr.lines().filter(|line| line.contains("the report ends here")).count();
+    assert_eq!(said, 1, "{}", done.stderr);
 }
 
 /// Runs a program as the process that the command becomes.
