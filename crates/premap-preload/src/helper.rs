@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::process::panic_text;
 use crate::seccomp::Look;
@@ -76,6 +76,8 @@ struct State {
     jobs: VecDeque<Job>,
     running: bool,
     closed: bool,
+    /// The thread that there is, or was last.
+    id: Option<rustix::thread::Pid>,
 }
 
 impl std::fmt::Debug for Queue {
@@ -117,6 +119,7 @@ impl Queue {
 
     fn work(&self, when_confined: WhenConfined, needed: Needed) {
         OWN.set(true);
+        self.lock().id = Some(rustix::thread::gettid());
         let mut look = Look::new();
         while let Some(job) = self.next(needed) {
             // Where it can't be told, nothing is risked.
@@ -214,6 +217,19 @@ impl Helper {
         self.queue.turned.notify_all();
     }
 
+    /// Waits until the thread that was told to end is gone, for at most `limit`: it counts against the process's limit for a
+    /// moment after its work. To be called on a thread that may open files.
+    pub(crate) fn wait_until_gone(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        self.wait_for_end(limit);
+        let Some(id) = self.queue.lock().id else { return };
+        let path = format!("/proc/self/task/{}/stat", id.as_raw_nonzero());
+        // Without /proc it can't be told.
+        while std::fs::File::open(&path).is_ok() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Waits until a thread that was told to end has done its work, for at most `limit`.
     pub(crate) fn wait_for_end(&self, limit: Duration) {
         let state = self.queue.lock();
@@ -303,5 +319,17 @@ mod tests {
         assert_eq!((told.try_recv(), helper.ask(LIMIT, || 1)), (Ok(7), Err(Undone::Ended)));
         helper.start().unwrap();
         assert_eq!(helper.ask(LIMIT, || 1), Err(Undone::Ended));
+    }
+
+    #[test]
+    fn a_thread_that_is_waited_for_is_gone() {
+        let helper = helper();
+        let path =
+            helper.ask(LIMIT, || format!("/proc/self/task/{}", rustix::thread::gettid().as_raw_nonzero()));
+        let path = path.unwrap();
+        assert!(std::fs::exists(&path).unwrap());
+        helper.close();
+        helper.wait_until_gone(LIMIT);
+        assert!(!std::fs::exists(&path).unwrap());
     }
 }

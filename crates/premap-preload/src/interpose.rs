@@ -176,7 +176,7 @@ fn errno() -> c_int {
 
 /// Makes a call that may fail for want of a thread. Then the library gives up those that it has, and the call is made again
 /// once they are gone.
-fn yielding_threads<T>(call: impl Fn() -> T, is_short: impl Fn(&T) -> bool) -> T {
+pub(crate) fn yielding_threads<T>(call: impl Fn() -> T, is_short: impl Fn(&T) -> bool) -> T {
     /// A run ends soon after it was stopped. What takes longer is not worth the VMM's time.
     const LIMIT: Duration = Duration::from_secs(2);
     let value = call();

@@ -64,6 +64,7 @@ mod given;
 mod helper;
 mod interpose;
 mod interpose_exec;
+mod interpose_spawn;
 mod kvm;
 mod memory;
 mod next;

@@ -114,7 +114,7 @@ impl Process {
         given_up();
         for helper in [&self.mapper, &self.clerk] {
             helper.close();
-            helper.wait_for_end(LIMIT);
+            helper.wait_until_gone(LIMIT);
         }
     }
 

@@ -310,7 +310,7 @@ fn a_vmm_has_its_threads_where_there_are_not_enough_for_all() {
     if !kvm() || !rustix::process::getuid().is_root() {
         return;
     }
-    for what in ["few-threads", "no-threads"] {
+    for what in ["few-threads", "no-threads", "spawned"] {
         let done = run_vmm(what, &Settings::default());
         assert!(events(&done, "mapped").is_empty(), "{what}: {:?}", done.events);
         assert_eq!(done.stderr.lines().count(), 1, "{what}: {}", done.stderr);

@@ -117,6 +117,13 @@ fn vmm() {
             limit_threads(1);
             run(&mut Machine::new(&kvm));
         }
+        // A child needs the place of one.
+        "spawned" => {
+            become_unprivileged();
+            assert_eq!(kvm.get_api_version(), 12);
+            limit_threads(0);
+            assert!(std::process::Command::new("true").status().unwrap().success());
+        }
         // The library's two are what there is.
         "kernel-thread" => {
             become_unprivileged();
