@@ -14,7 +14,7 @@ use crate::phase::{End, Entry};
 use crate::process::{self, Process};
 use crate::run_page::RunPage;
 use crate::say::say;
-use crate::task::{Mapped, Tale, Task};
+use crate::task::{Mapped, Notes, Task};
 use crate::turn::Woken;
 use crate::vms::Vm;
 use crate::watch::{find, settle};
@@ -72,10 +72,10 @@ pub(crate) fn entering(process: &'static Process, fd: RawFd) -> GoesOn {
 
 /// Has a run begin. The thread that has it begun waits like the others.
 fn begin(process: &'static Process, number: u32, task: Option<Task>) {
+    let run = task.as_ref().map_or(0, |task| task.run);
     let handed = task.ok_or(Undone::Ended).and_then(|task| {
         process.mapper.hand(move |may| {
             let pages = share_pages(process, number, &task.all_vcpus);
-            let run = task.run;
             let done = attempt(may, || task.perform());
             ended(process, number, run, done);
             give_up(pages);
@@ -87,6 +87,11 @@ fn begin(process: &'static Process, number: u32, task: Option<Task>) {
             vm.timing.ended(End::Done, Instant::now());
         }
         settle(process, vms);
+        if !process::stepped_aside() {
+            let _ = process
+                .clerk
+                .hand(move |_| failed(process, number, run, "premap's threads are busy or gone"));
+        }
     }
 }
 
@@ -137,7 +142,7 @@ fn ended(
     process: &'static Process,
     number: u32,
     run: u32,
-    done: Result<Result<(Mapped, Tale), String>, Undone>,
+    done: Result<Result<(Mapped, Notes), String>, Undone>,
 ) {
     const GIVEN_UP: &str =
         "the VMM called its vCPUs back so often that mapping got on too slowly; the rest is left to faults";
@@ -152,8 +157,8 @@ fn ended(
         given_up = vm.end_run(gained, Instant::now());
     }
     let done = done.map(|done| {
-        done.map(|(mapped, tale)| {
-            told = Some(tale);
+        done.map(|(mapped, notes)| {
+            told = Some(notes);
             vms.numbered(number).into_iter().for_each(|vm| vm.mapped = mapped.clone());
         })
     });
@@ -164,10 +169,9 @@ fn ended(
         Ok(_) | Err(Undone::Late | Undone::Ended) => None,
     };
     let tell = move |_| {
-        let _ = told.inspect(|tale| tale.tell(&process.journal));
+        let _ = told.inspect(|notes| notes.tell(&process.journal));
         if let Ok(Err(error)) = done {
-            process.journal.write(&Event::Failed { vm: number, run, why: &error });
-            say(&format!("VM {number} is not mapped: {error}"));
+            failed(process, number, run, &error);
         }
         if given_up {
             process.journal.write(&Event::GivenUp { vm: number, run, why: GIVEN_UP });
@@ -180,4 +184,9 @@ fn ended(
     // Without a clerk this thread is the last.
     tell.into_iter().for_each(|tell| tell(Ok(())));
     step_aside.into_iter().for_each(|why| process::step_aside(&why));
+}
+
+fn failed(process: &Process, vm: u32, run: u32, why: &str) {
+    process.journal.write(&Event::Failed { vm, run, why });
+    say(&format!("VM {vm} is not mapped: {why}"));
 }

@@ -29,8 +29,8 @@
 //!
 //! `phase` has the rules: at the VM's first `KVM_RUN`, and again once the slots have come to rest after a change, since
 //! deleting a slot throws the VM's mappings away. `memory` says what is behind the slots, and `given` what of it the guest
-//! was given. A slot that comes later (a DIMM that is plugged, virtio-mem that makes its slots as it plugs) is given by its
-//! coming; where it lies in memory that was left at the start, it is left still.
+//! was given. A writable slot above 4 GiB that comes later, with new memory, is left: of virtio-mem's, only blocks are
+//! plugged, and a DIMM's can't be told from it. Where it lies in memory that was left at the start, it is left still.
 //!
 //! # Seccomp
 //!

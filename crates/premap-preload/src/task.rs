@@ -41,8 +41,12 @@ pub(crate) struct Task {
 pub(crate) struct Mapped {
     /// What all of them did.
     pub(crate) account: Account,
-    /// Where in this process memory lies that the guest may be given later; decided at the first entry.
+    /// Where in this process memory lies that the guest may be given later, in ascending order; decided at the first entry.
     pools: Option<Vec<Range<u64>>>,
+    /// Where all of the slots' memory lay then.
+    at_first: Vec<Range<u64>>,
+    /// How much memory was left since it came later.
+    late: u64,
     /// How long runs held the guest back that were stopped, since one came to its end.
     held_ns: u64,
     /// The shortfalls that were told.
@@ -68,17 +72,27 @@ impl Task {
     ///
     /// # Errors
     /// Why nothing could be mapped.
-    pub(crate) fn perform(self) -> Result<(Mapped, Tale), String> {
+    pub(crate) fn perform(self) -> Result<(Mapped, Notes), String> {
         let areas = premap_address_space::areas()
             .map_err(|error| format!("cannot read the address space, /proc/self/smaps: {error}"))?;
         let mut known = self.before.clone();
         let mut lines = Vec::new();
-        let pools = known.pools.get_or_insert_with(|| self.pools(&areas, &mut lines));
-        let found = memory::find(self.slots.iter().copied(), &areas, pools);
+        if known.pools.is_none() {
+            known.pools = Some(merged(self.pools(&areas, &mut lines)));
+            known.at_first = merged(self.slots.iter().map(Slot::host_range).collect());
+        }
+        let late = self.late(&known.at_first);
+        let late_bytes: u64 = late.iter().map(|range| range.end - range.start).sum();
+        let is_news = std::mem::replace(&mut known.late, late_bytes) < late_bytes;
+        if is_news {
+            lines.push(self.is_left(late_bytes));
+        }
+        let pools = merged(known.pools.iter().flatten().cloned().chain(late).collect());
+        let found = memory::find(self.slots.iter().copied(), &areas, &pools);
         let regions = memory::narrow(found.regions, |range| known.missing(range))
             .map_err(|errno| format!("cannot tell what memory is present, by /proc/self/pagemap: {errno}"))?;
-        if regions.is_empty() && self.run > 1 {
-            return Ok((known, Tale { lines, ..Tale::default() }));
+        if regions.is_empty() && self.run > 1 && !is_news {
+            return Ok((known, Notes { lines, ..Notes::default() }));
         }
         let faults = self.counters.iter().map(|counters| Count::read(counters)).reduce(Count::plus);
         let report = self.run(regions.clone())?;
@@ -98,11 +112,15 @@ impl Task {
             known.held_ns = 0;
             known.and(regions.iter().map(host_range).collect(), report.second.mapped > 0)
         };
-        let run =
-            Ran { left: found.left, faults: faults.unwrap_or_default().faults, report, slots: self.slots };
+        let run = MappedRun {
+            left: found.left,
+            faults: faults.unwrap_or_default().faults,
+            report,
+            slots: self.slots,
+        };
         let (vm, number, vcpus) = (self.vm, self.run, self.vcpus.len());
         let aloud = self.settings.voice == Voice::Everything;
-        Ok((known, Tale { vm, number, vcpus, run: Some(run), lines, aloud }))
+        Ok((known, Notes { vm, number, vcpus, run: Some(run), lines, aloud }))
     }
 
     /// Where memory lies that the guest may be given later.
@@ -114,14 +132,31 @@ impl Task {
         let pools = given::pools(backed, &self.hand_over(areas));
         let bytes: u64 = pools.iter().map(|slot| slot.bytes).sum();
         if bytes > 0 {
-            lines.push(format!(
-                "VM {}: {} MiB that the guest may be given later (virtio-mem, DIMMs) are left; --hotplug-pools map maps \
-                 them too",
-                self.vm,
-                bytes >> 20
-            ));
+            lines.push(self.is_left(bytes));
         }
         pools.iter().map(Slot::host_range).collect()
+    }
+
+    /// Where memory lies that came after the first entry and may be a virtio-mem device's: its slot comes as a whole when the
+    /// first of its blocks is plugged. Slots that are made anew over what was there before are none of these.
+    fn late(&self, at_first: &[Range<u64>]) -> Vec<Range<u64>> {
+        if self.settings.hotplug_pools == HotplugPools::Map || !cfg!(target_arch = "x86_64") {
+            return Vec::new();
+        }
+        let late = self.slots.iter().filter(|slot| given::may_be_plugged(slot)).map(Slot::host_range);
+        let is_new = |range: &Range<u64>| {
+            !at_first.iter().any(|known| known.start <= range.start && known.end >= range.end)
+        };
+        merged(late.filter(is_new).collect())
+    }
+
+    fn is_left(&self, bytes: u64) -> String {
+        format!(
+            "VM {}: {} MiB that the guest may be given later (virtio-mem, DIMMs) are left; --hotplug-pools map maps \
+             them too",
+            self.vm,
+            bytes >> 20
+        )
     }
 
     fn hand_over(&self, areas: &[Area]) -> HandOver {
@@ -173,31 +208,31 @@ impl Task {
 
 /// What there is to tell of a run.
 #[derive(Debug, Default)]
-pub(crate) struct Tale {
+pub(crate) struct Notes {
     vm: u32,
     number: u32,
     vcpus: usize,
     /// None where there was nothing new.
-    run: Option<Ran>,
+    run: Option<MappedRun>,
     lines: Vec<String>,
     /// Whether the user asked to hear it.
     aloud: bool,
 }
 
 #[derive(Debug)]
-struct Ran {
+struct MappedRun {
     left: Vec<Left>,
     faults: Option<u64>,
     report: Report,
     slots: Vec<Slot>,
 }
 
-impl Tale {
+impl Notes {
     /// Tells it.
     pub(crate) fn tell(&self, journal: &Journal) {
         let Self { vm, number, vcpus, .. } = *self;
         self.lines.iter().for_each(|line| say(line));
-        let Some(Ran { left, faults, report, slots }) = &self.run else { return };
+        let Some(MappedRun { left, faults, report, slots }) = &self.run else { return };
         let memory = Memory::of(slots, left, report.asked);
         journal.write(&Event::Mapped {
             vm,

@@ -143,13 +143,36 @@ fn slots_that_come_later_are_mapped_once_they_are_at_rest() {
     if !kvm() {
         return;
     }
-    let done = run_vmm("slots", &Settings::default());
+    let all = Settings { hotplug_pools: HotplugPools::Map, ..Settings::default() };
+    let done = run_vmm("slots", &all);
     let mapped = events(&done, "mapped");
     assert_eq!(mapped.len(), 2, "{:?}", done.events);
     let slots = |event: &Value| event["slots"].as_array().unwrap().len();
     assert_eq!(slots(mapped[1]), slots(mapped[0]) + 1);
     check_mapped(mapped[1]);
     assert!(mapped[1]["report"]["host"]["mapped"].as_u64().unwrap() >= vmm::BYTES);
+}
+
+#[test]
+fn new_memory_that_comes_later_above_4_gib_is_left_and_told_and_known_memory_is_not() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("slots", &Settings::default());
+    let mapped = events(&done, "mapped");
+    let last = mapped.last().unwrap();
+    assert_eq!((mapped.len(), last["left"].as_array().unwrap().len()), (2, 1), "{:?}", done.events);
+    assert_eq!(
+        (&last["left"][0]["gpa"], &last["left"][0]["bytes"], &last["left"][0]["why"]),
+        (&(8_u64 << 30).into(), &vmm::BYTES.into(), &"maybe_hotplug".into())
+    );
+    assert!(done.stderr.contains("--hotplug-pools map"), "{}", done.stderr);
+    // The same memory in other slots.
+    let done = run_vmm("slots-anew", &Settings::default());
+    let left: usize =
+        events(&done, "mapped").iter().map(|event| event["left"].as_array().unwrap().len()).sum();
+    assert_eq!(left, 0, "{:?}", done.events);
+    assert!(!done.stderr.contains("--hotplug-pools"), "{}", done.stderr);
 }
 
 #[test]

@@ -109,6 +109,22 @@ impl Machine {
         region.userspace_addr
     }
 
+    /// Deletes the last slot, and makes it anew with the same memory elsewhere.
+    pub(crate) fn move_last_slot(&mut self, gpa: u64) {
+        let memory = self.slots.last().unwrap();
+        for memory_size in [0, memory.1] {
+            let region = kvm_userspace_memory_region {
+                slot: u32::try_from(self.slots.len() - 1).unwrap(),
+                flags: 0,
+                guest_phys_addr: gpa,
+                memory_size,
+                userspace_addr: memory.0.expose_provenance() as u64,
+            };
+            // SAFETY: the memory is the machine's own, and lives as long as the VM.
+            unsafe { self.vm.set_user_memory_region(region) }.unwrap();
+        }
+    }
+
     /// Puts Linux's boot parameters at 0, where a guest's registers point that says nothing else, with that RAM in them.
     pub(crate) fn hand_over(&mut self, ram: &[(u64, u64)]) {
         let mut page = [0_u8; 4096];

@@ -41,6 +41,14 @@ fn vmm() {
         "plain" => run(&mut Machine::new(&kvm)),
         "close" => (0..3).for_each(|_| run(&mut Machine::new(&kvm))),
         "slots" => slots(&kvm),
+        "slots-anew" => {
+            let mut machine = Machine::new(&kvm);
+            machine.add_slot(4 << 30, BYTES);
+            machine.hand_over(&[(0, BYTES), (4 << 30, BYTES)]);
+            run(&mut machine);
+            machine.move_last_slot(5 << 30);
+            (0..8).for_each(|_| run(&mut machine));
+        }
         "churn" => {
             let mut machine = Machine::new(&kvm);
             machine.add_slot(1 << 30, MUCH);
