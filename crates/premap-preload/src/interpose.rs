@@ -30,7 +30,9 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -
     };
     match Request::of(request) {
         None => pass(),
-        Some(Request::Run) if !watch::is_mapping_due() => yielding_threads(pass, is_run_short),
+        Some(Request::Run) if !watch::is_mapping_due() || process::stepped_aside() => {
+            yielding_threads(pass, is_run_short)
+        }
         Some(_) if process::stepped_aside() => pass(),
         Some(request) => {
             let before = look(|| watch::before(request, fd));
