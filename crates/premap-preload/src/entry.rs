@@ -14,7 +14,7 @@ use crate::phase::{End, Entry};
 use crate::process::{self, Process};
 use crate::run_page::RunPage;
 use crate::say::say;
-use crate::task::{Mapped, Task};
+use crate::task::{Mapped, Notes, Task};
 use crate::turn::Woken;
 use crate::vms::Vm;
 use crate::watch::{find, settle};
@@ -72,10 +72,10 @@ pub(crate) fn entering(process: &'static Process, fd: RawFd) -> GoesOn {
 
 /// Has a run begin. The thread that has it begun waits like the others.
 fn begin(process: &'static Process, number: u32, task: Option<Task>) {
+    let run = task.as_ref().map_or(0, |task| task.run);
     let handed = task.ok_or(Undone::Ended).and_then(|task| {
         process.mapper.hand(move |may| {
             let pages = share_pages(process, number, &task.all_vcpus);
-            let run = task.run;
             let done = attempt(may, || task.perform());
             ended(process, number, run, done);
             give_up(pages);
@@ -84,9 +84,14 @@ fn begin(process: &'static Process, number: u32, task: Option<Task>) {
     if handed.is_err() {
         let mut vms = process.vms();
         if let Some(vm) = vms.numbered(number) {
-            vm.timing.ended(End::Done);
+            vm.timing.ended(End::Done, Instant::now());
         }
         settle(process, vms);
+        if !process::stepped_aside() {
+            let _ = process
+                .clerk
+                .hand(move |_| failed(process, number, run, "premap's threads are busy or gone"));
+        }
     }
 }
 
@@ -94,7 +99,6 @@ fn task(process: &Process, vm: &mut Vm, entering: RawFd) -> Option<Task> {
     vm.begin_run();
     Some(Task {
         settings: Arc::clone(&process.settings),
-        journal: Arc::clone(&process.journal),
         vm: vm.number,
         run: vm.timing.runs(),
         fd: vm.fds.first().copied()?,
@@ -118,6 +122,9 @@ fn share_pages(process: &Process, number: u32, vcpus: &[RawFd]) -> Vec<Arc<RunPa
             vcpu.page = Some(Arc::clone(page));
         }
     }
+    drop(vms);
+    // Who waits looks at its page only now.
+    process.turn.announce();
     pages.into_iter().map(|(_, page)| page).collect()
 }
 
@@ -130,24 +137,56 @@ fn give_up(pages: Vec<Arc<RunPage>>) {
     }
 }
 
-/// Takes note of what a run has come to, lets the vCPUs go on, and tells of what failed.
-fn ended(process: &Process, number: u32, run: u32, done: Result<Result<Mapped, String>, Undone>) {
+/// Takes note of what a run has come to, lets the vCPUs go on, and tells of it then: who reads may take his time.
+fn ended(
+    process: &'static Process,
+    number: u32,
+    run: u32,
+    done: Result<Result<(Mapped, Notes), String>, Undone>,
+) {
+    const GIVEN_UP: &str =
+        "the VMM called its vCPUs back so often that mapping got on too slowly; the rest is left to faults";
     let mut vms = process.vms();
+    let mut given_up = false;
+    let mut told = None;
     if let Some(vm) = vms.numbered(number) {
-        vm.end_run();
-        if let Ok(Ok(mapped)) = &done {
-            vm.mapped = mapped.clone();
-        }
+        let gained = match &done {
+            Ok(Ok((mapped, _))) => mapped.bytes().saturating_sub(vm.mapped.bytes()),
+            _ => 0,
+        };
+        given_up = vm.end_run(gained, Instant::now());
     }
+    let done = done.map(|done| {
+        done.map(|(mapped, notes)| {
+            told = Some(notes);
+            vms.numbered(number).into_iter().for_each(|vm| vm.mapped = mapped.clone());
+        })
+    });
+    let step_aside = match done {
+        Err(Undone::Confined) => Some(process::confined()),
+        Err(Undone::MaybeConfined) => Some(process::maybe_confined()),
+        Err(Undone::Panicked(ref text)) => Some(format!("an error of premap's own: {text}")),
+        Ok(_) | Err(Undone::Late | Undone::Ended) => None,
+    };
+    let tell = move |_| {
+        let _ = told.inspect(|notes| notes.tell(&process.journal));
+        if let Ok(Err(error)) = done {
+            failed(process, number, run, &error);
+        }
+        if given_up {
+            process.journal.write(&Event::GivenUp { vm: number, run, why: GIVEN_UP });
+            say(&format!("VM {number}: {GIVEN_UP}"));
+        }
+    };
+    // Handed over before a vCPU may go on, so that it is told before the VM's end. This thread is for the next run.
+    let tell = process.clerk.hand_or_keep(tell);
     settle(process, vms);
-    match done {
-        Ok(Err(error)) => {
-            process.journal.write(&Event::Failed { vm: number, run, why: &error });
-            say(&format!("VM {number} is not mapped: {error}"));
-        }
-        Err(Undone::Confined) => process::step_aside(&process::confined()),
-        Err(Undone::MaybeConfined) => process::step_aside(&process::maybe_confined()),
-        Err(Undone::Panicked(text)) => process::step_aside(&format!("an error of premap's own: {text}")),
-        Ok(Ok(_)) | Err(Undone::Late | Undone::Ended) => {}
-    }
+    // Without a clerk this thread is the last.
+    tell.into_iter().for_each(|tell| tell(Ok(())));
+    step_aside.into_iter().for_each(|why| process::step_aside(&why));
+}
+
+fn failed(process: &Process, vm: u32, run: u32, why: &str) {
+    process.journal.write(&Event::Failed { vm, run, why });
+    say(&format!("VM {vm} is not mapped: {why}"));
 }

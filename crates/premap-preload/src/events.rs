@@ -4,8 +4,10 @@
 //! that ends by a signal or by `_exit` has no `ended`.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use premap::Report;
 use premap_exec_settings as settings;
@@ -14,6 +16,7 @@ use serde::Serialize;
 use crate::account::{Account, Memory};
 use crate::kvm;
 use crate::memory::{Left, Slot};
+use crate::outlet;
 use crate::say::say;
 
 /// Something that happened to a VM.
@@ -40,6 +43,8 @@ pub(crate) enum Event<'a> {
     },
     /// A run could not begin.
     Failed { vm: u32, run: u32, why: &'a str },
+    /// A VM's mapping was called back again and again; what is not mapped by now is left to the guest's faults.
+    GivenUp { vm: u32, run: u32, why: &'a str },
     /// The library does nothing more in this process.
     SteppedAside { why: &'a str },
     /// The process that the command became has made no VM.
@@ -70,7 +75,11 @@ fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::E
 
 /// Where events go.
 #[derive(Debug, Default)]
-pub(crate) struct Journal(Option<File>);
+pub(crate) struct Journal {
+    file: Option<File>,
+    /// Whether nobody reads, and a line may be torn.
+    given_up: AtomicBool,
+}
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -86,36 +95,42 @@ impl Journal {
     /// Opens what the settings name.
     pub(crate) fn open(report: Option<&settings::Report>) -> Self {
         let opened = match report {
-            None => return Self(None),
+            None => return Self::default(),
             Some(settings::Report::File(path)) => OpenOptions::new()
                 .append(true)
                 .create(true)
+                // A named pipe may stay full, or have no reader at all.
+                .custom_flags(libc::O_NONBLOCK)
                 .open(path)
                 .map_err(|error| format!("{}: {error}", path.display())),
             Some(settings::Report::Descriptor(number)) => kvm::duplicate_any(*number)
                 .map(File::from)
                 .map_err(|error| format!("descriptor {number}: {error}")),
         };
-        Self(opened.map_err(|error| say(&format!("no report is written: {error}"))).ok())
+        let file = opened.map_err(|error| say(&format!("no report is written: {error}"))).ok();
+        Self { file, given_up: AtomicBool::new(false) }
     }
 
     /// Whether anybody reads.
     pub(crate) fn is_open(&self) -> bool {
-        self.0.is_some()
+        self.file.is_some()
     }
 
-    /// Writes an event, in one write, so that lines of several processes stay whole.
+    /// Writes an event, in one write, so that lines of several processes stay whole. A pipe that stays full is given up.
     pub(crate) fn write(&self, event: &Event<'_>) {
-        let Some(mut file) = self.0.as_ref() else { return };
+        let Some(file) = self.file.as_ref().filter(|_| !self.given_up.load(Ordering::Relaxed)) else {
+            return;
+        };
         let name = std::env::current_exe().ok();
         let name = name.as_deref().and_then(|path| path.file_name()).unwrap_or_default().to_string_lossy();
         let line = Line { version: settings::REPORT_VERSION, vmm: &name, pid: std::process::id(), event };
         let written = serde_json::to_vec(&line).map_err(std::io::Error::from).and_then(|mut bytes| {
             bytes.push(b'\n');
-            file.write_all(&bytes)
+            outlet::write(file, &bytes)
         });
         if let Err(error) = written {
-            say(&format!("the report can't be written: {error}"));
+            let ends = error.kind() == ErrorKind::TimedOut && !self.given_up.swap(true, Ordering::Relaxed);
+            say(&format!("the report {}: {error}", if ends { "ends here" } else { "can't be written" }));
         }
     }
 }

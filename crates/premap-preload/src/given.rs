@@ -6,7 +6,7 @@
 //!
 //! | the first entry is | the guest was given |
 //! |---|---|
-//! | by a boot protocol that hands over a memory map (PVH, Linux) | the writable slots that hold RAM of that map |
+//! | by a boot protocol that hands over a memory map (PVH, Linux) | the writable slots that hold RAM of that map, above 4 GiB up to its end |
 //! | at the reset vector: firmware, on a PC | what [lies where a PC has its RAM](firmware) |
 //! | anywhere else: a guest that was restored, or an unknown VMM | the slots whose memory goes on from that at 0 |
 //!
@@ -83,20 +83,43 @@ impl Backed {
     }
 }
 
-/// Finds the slots that the guest may be given only later, or of which that can't be told.
+/// Finds the slots, and parts of slots, that the guest may be given only later, or of which that can't be told.
 pub(crate) fn pools(mut slots: Vec<Backed>, hand_over: &HandOver) -> Vec<Slot> {
     slots.retain(|backed| backed.slot.slot >> 16 == 0);
     slots.sort_by_key(|backed| backed.slot.gpa);
     let given = match hand_over {
-        HandOver::Ram(ram) => slots
-            .iter()
-            .map(|one| ram.iter().any(|ram| ram.start < one.end() && ram.end > one.slot.gpa))
-            .collect(),
+        HandOver::Ram(ram) => return beyond_ram(&slots, ram),
         HandOver::Firmware => firmware(&slots),
         HandOver::Unknown => going_on(&slots),
     };
     let pools = slots.iter().zip(given).filter(|(backed, given)| !given && backed.is_writable());
     pools.map(|(backed, _)| backed.slot).collect()
+}
+
+/// Whether memory devices' slots may lie there: for those that come later, nothing else tells.
+pub(crate) fn may_be_plugged(slot: &Slot) -> bool {
+    slot.gpa >= HIGH && slot.slot >> 16 == 0 && slot.flags & premap_kvm::abi::KVM_MEM_READONLY == 0
+}
+
+/// The writable slots that hold no RAM and, above 4 GiB, what of a slot lies beyond the RAM in it.
+fn beyond_ram(slots: &[Backed], ram: &[Range<u64>]) -> Vec<Slot> {
+    let beyond = |one: &Backed| {
+        let in_slot = ram.iter().filter(|ram| ram.start < one.end() && ram.end > one.slot.gpa);
+        let end = match in_slot.map(|ram| ram.end).max() {
+            None => one.slot.gpa,
+            Some(end) if one.slot.gpa >= HIGH => end.min(one.end()),
+            Some(_) => one.end(),
+        };
+        let given = end - one.slot.gpa;
+        let rest = Slot {
+            gpa: end,
+            bytes: one.slot.bytes - given,
+            host: one.slot.host.saturating_add(given),
+            ..one.slot
+        };
+        (rest.bytes > 0).then_some(rest)
+    };
+    slots.iter().filter(|one| one.is_writable()).filter_map(beyond).collect()
 }
 
 /// A PC's RAM: from 0 up to the devices below 4 GiB and, where that is 2 GiB at least, on from 4 GiB.
@@ -197,7 +220,9 @@ mod tests {
             [slot(0, 3 * GIB, A), slot(4 * GIB, GIB, B), slot(5 * GIB, 8 * GIB, C), rom(20 * GIB, GIB, C)];
         let ram = |high: Range<u64>| HandOver::Ram(vec![0..0xa_0000, MIB..3 * GIB, high]);
         check(&slots, &ram(4 * GIB..5 * GIB), &[5 * GIB]);
-        check(&slots, &ram(4 * GIB..6 * GIB), &[]);
+        // Of a slot that is RAM in part, the rest may be plugged.
+        check(&slots, &ram(4 * GIB..6 * GIB), &[6 * GIB]);
+        check(&slots, &ram(4 * GIB..13 * GIB), &[]);
         check(&slots, &ram(5 * GIB..13 * GIB), &[4 * GIB]);
     }
 

@@ -1,8 +1,8 @@
 //! A thread of the library's own, which does whatever a filter on the VMM's threads might forbid.
 //!
 //! There are two, one for the engine's runs and one for what is quick. Each is started at the first call that only KVM's
-//! users make, when the thread at hand has just opened `/dev/kvm`, and again when another VM is made. It blocks every
-//! signal, so that none of the VMM's is handled here. Threads of the VMM hand it work, and wait where they must; that
+//! users make, when the thread at hand has just opened `/dev/kvm`. Only the first ends when it is idle, and the second starts
+//! it again when another VM is made. Each blocks every signal, so that none of the VMM's is handled here. Threads of the VMM hand it work, and wait where they must; that
 //! takes a lock and a condition variable, and so no system call but `futex`.
 //!
 //! A thread ends once nothing more is to come: that is for its user to say, who is asked whenever it was idle for a while.
@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::process::panic_text;
 use crate::seccomp::Look;
@@ -76,6 +76,8 @@ struct State {
     jobs: VecDeque<Job>,
     running: bool,
     closed: bool,
+    /// The thread that there is, or was last.
+    id: Option<rustix::thread::Pid>,
 }
 
 impl std::fmt::Debug for Queue {
@@ -117,6 +119,7 @@ impl Queue {
 
     fn work(&self, when_confined: WhenConfined, needed: Needed) {
         OWN.set(true);
+        self.lock().id = Some(rustix::thread::gettid());
         let mut look = Look::new();
         while let Some(job) = self.next(needed) {
             // Where it can't be told, nothing is risked.
@@ -166,14 +169,22 @@ impl Helper {
     /// # Errors
     /// Where there is no thread any more; the job is dropped.
     pub(crate) fn hand(&self, job: impl FnOnce(Result<(), Undone>) + Send + 'static) -> Result<(), Undone> {
+        self.hand_or_keep(job).map_or(Ok(()), |_| Err(Undone::Ended))
+    }
+
+    /// Hands over a job, as [`hand`](Self::hand) does; gives it back where there is no thread any more.
+    pub(crate) fn hand_or_keep<J>(&self, job: J) -> Option<J>
+    where
+        J: FnOnce(Result<(), Undone>) + Send + 'static,
+    {
         let mut state = self.queue.lock();
         if !state.running || state.closed {
-            return Err(Undone::Ended);
+            return Some(job);
         }
         state.jobs.push_back(Box::new(job));
         drop(state);
         self.queue.turned.notify_all();
-        Ok(())
+        None
     }
 
     /// Has `work` done on the thread, and waits for it, for at most `limit`.
@@ -204,6 +215,19 @@ impl Helper {
     pub(crate) fn close(&self) {
         self.queue.lock().closed = true;
         self.queue.turned.notify_all();
+    }
+
+    /// Waits until the thread that was told to end is gone, for at most `limit`: it counts against the process's limit for a
+    /// moment after its work. To be called on a thread that may open files.
+    pub(crate) fn wait_until_gone(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        self.wait_for_end(limit);
+        let Some(id) = self.queue.lock().id else { return };
+        let path = format!("/proc/self/task/{}/stat", id.as_raw_nonzero());
+        // Without /proc it can't be told.
+        while std::fs::File::open(&path).is_ok() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Waits until a thread that was told to end has done its work, for at most `limit`.
@@ -295,5 +319,17 @@ mod tests {
         assert_eq!((told.try_recv(), helper.ask(LIMIT, || 1)), (Ok(7), Err(Undone::Ended)));
         helper.start().unwrap();
         assert_eq!(helper.ask(LIMIT, || 1), Err(Undone::Ended));
+    }
+
+    #[test]
+    fn a_thread_that_is_waited_for_is_gone() {
+        let helper = helper();
+        let path =
+            helper.ask(LIMIT, || format!("/proc/self/task/{}", rustix::thread::gettid().as_raw_nonzero()));
+        let path = path.unwrap();
+        assert!(std::fs::exists(&path).unwrap());
+        helper.close();
+        helper.wait_until_gone(LIMIT);
+        assert!(!std::fs::exists(&path).unwrap());
     }
 }

@@ -30,7 +30,9 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -
     };
     match Request::of(request) {
         None => pass(),
-        Some(Request::Run) if !watch::is_mapping_due() => yielding_threads(pass, is_run_short),
+        Some(Request::Run) if !watch::is_mapping_due() || process::stepped_aside() => {
+            yielding_threads(pass, is_run_short)
+        }
         Some(_) if process::stepped_aside() => pass(),
         Some(request) => {
             let before = look(|| watch::before(request, fd));
@@ -111,6 +113,10 @@ unsafe extern "C" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
 
 /// Makes a call that closes the descriptors of a range, or puts a copy of another in one's place.
 fn closing(fds: RangeInclusive<c_int>, replaced_by: Option<c_int>, call: impl FnOnce() -> c_int) -> c_int {
+    // The library's threads close their own, which may have numbers that the VMM's had until just now.
+    if helper::is_own_thread() {
+        return call();
+    }
     let mut watched = descriptors::watched(fds).peekable();
     // A descriptor put in its own place stays what it is.
     if watched.peek().is_none() || watched.peek() == replaced_by.as_ref() || process::stepped_aside() {
@@ -172,7 +178,7 @@ fn errno() -> c_int {
 
 /// Makes a call that may fail for want of a thread. Then the library gives up those that it has, and the call is made again
 /// once they are gone.
-fn yielding_threads<T>(call: impl Fn() -> T, is_short: impl Fn(&T) -> bool) -> T {
+pub(crate) fn yielding_threads<T>(call: impl Fn() -> T, is_short: impl Fn(&T) -> bool) -> T {
     /// A run ends soon after it was stopped. What takes longer is not worth the VMM's time.
     const LIMIT: Duration = Duration::from_secs(2);
     let value = call();

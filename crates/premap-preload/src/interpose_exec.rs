@@ -1,6 +1,6 @@
 //! The functions by which a process runs another program in its place: the library looks whether it comes along.
 //!
-//! Those that take their arguments one by one, and those that make a child first, are left alone.
+//! Those that take their arguments one by one, and those that make a child first, are not looked at.
 // UNSAFETY: defines C functions under the C library's names, and passes the caller's arguments on.
 #![expect(unsafe_code, reason = "interposed C functions")]
 

@@ -29,8 +29,8 @@
 //!
 //! `phase` has the rules: at the VM's first `KVM_RUN`, and again once the slots have come to rest after a change, since
 //! deleting a slot throws the VM's mappings away. `memory` says what is behind the slots, and `given` what of it the guest
-//! was given. A slot that comes later (a DIMM that is plugged, virtio-mem that makes its slots as it plugs) is given by its
-//! coming; where it lies in memory that was left at the start, it is left still.
+//! was given. A writable slot above 4 GiB that comes later, with new memory, is left: of virtio-mem's, only blocks are
+//! plugged, and a DIMM's can't be told from it. Where it lies in memory that was left at the start, it is left still.
 //!
 //! # Seccomp
 //!
@@ -41,7 +41,8 @@
 //! # Threads
 //!
 //! A thread that must be there before a filter is laid is there while the VMM starts its own. The two promises meet so: the
-//! library's threads stay for as long as a run or a report may still need them, and go at once where the VMM lacks one.
+//! library's two threads are started once, when the VMM has just opened `/dev/kvm`. The engine's stays for as long as there
+//! may be runs; the other stays, to start it again for the next VM, and to tell. Both go at once where the VMM lacks one.
 //! Then nothing more is mapped in the process, since a new thread might be started under a filter.
 //!
 //! # What it does not see
@@ -63,9 +64,11 @@ mod given;
 mod helper;
 mod interpose;
 mod interpose_exec;
+mod interpose_spawn;
 mod kvm;
 mod memory;
 mod next;
+mod outlet;
 mod phase;
 mod process;
 mod request;

@@ -64,8 +64,8 @@ pub(crate) enum Why {
     MaybeHotplug,
 }
 
-/// Finds what is behind the slots. Those of system management mode have a second address space and are left out; those
-/// whose memory lies in `pools` may be given to the guest later, and are left alone.
+/// Finds what is behind the slots. Those of system management mode have a second address space and are left out;
+/// memory that lies in `pools`, in ascending order, may be given to the guest later, and is left alone.
 pub(crate) fn find(slots: impl IntoIterator<Item = Slot>, areas: &[Area], pools: &[Range<u64>]) -> Found {
     let mut found = Found::default();
     let mut slots: Vec<_> = slots.into_iter().filter(|slot| slot.slot >> 16 == 0).collect();
@@ -75,20 +75,32 @@ pub(crate) fn find(slots: impl IntoIterator<Item = Slot>, areas: &[Area], pools:
             found.leave(&slot, slot.host..slot.host + slot.bytes, Why::PrivateMemory);
         } else if slot.flags & premap_kvm::abi::KVM_MEM_LOG_DIRTY_PAGES != 0 {
             found.leave(&slot, slot.host..slot.host + slot.bytes, Why::DirtyLogging);
-        } else if pools.iter().any(|pool| pool.contains(&slot.host)) {
-            found.leave(&slot, slot.host..slot.host + slot.bytes, Why::MaybeHotplug);
         } else {
-            found.look_behind(&slot, areas);
+            let mut at = slot.host;
+            for pool in pools.iter().filter(|pool| pool.start < slot.host_range().end && pool.end > slot.host)
+            {
+                let part = pool.start.max(at)..pool.end.min(slot.host_range().end);
+                if part.is_empty() {
+                    continue;
+                }
+                found.look_behind(&slot, at..part.start, areas);
+                found.leave(&slot, part.clone(), Why::MaybeHotplug);
+                at = part.end;
+            }
+            found.look_behind(&slot, at..slot.host_range().end, areas);
         }
     }
     found
 }
 
 impl Found {
-    fn look_behind(&mut self, slot: &Slot, areas: &[Area]) {
-        let end = slot.host + slot.bytes;
-        let mut at = slot.host;
-        for area in areas.iter().filter(|area| area.end > slot.host && area.start < end) {
+    fn look_behind(&mut self, slot: &Slot, host: Range<u64>, areas: &[Area]) {
+        let Range { start, end } = host;
+        if start >= end {
+            return;
+        }
+        let mut at = start;
+        for area in areas.iter().filter(|area| area.end > start && area.start < end) {
             if area.start > at {
                 self.leave(slot, at..area.start, Why::NotMapped);
             }
@@ -241,6 +253,21 @@ mod tests {
             assert_eq!(left, if pooled { vec![(2 * MIB, Why::MaybeHotplug)] } else { vec![] });
             assert_eq!(found.regions.is_empty(), pooled);
         }
+    }
+
+    #[test]
+    fn of_a_slot_that_is_a_pool_in_part_the_rest_is_taken() {
+        let areas = [area(0, 8 * MIB, Kind::Anonymous)];
+        let pools = [HOST + MIB..HOST + 2 * MIB, HOST + 3 * MIB..HOST + 9 * MIB];
+        let found = find([slot(16 * MIB, 4 * MIB, 0)], &areas, &pools);
+        let regions: Vec<_> = found
+            .regions
+            .iter()
+            .map(|one| (one.range.start().raw(), one.host.raw(), one.range.bytes()))
+            .collect();
+        assert_eq!(regions, [(16 * MIB, HOST, MIB), (18 * MIB, HOST + 2 * MIB, MIB)]);
+        let left: Vec<_> = found.left.iter().map(|left| (left.gpa, left.bytes)).collect();
+        assert_eq!(left, [(17 * MIB, MIB), (19 * MIB, MIB)]);
     }
 
     #[test]

@@ -27,6 +27,8 @@ static PTHREAD_CREATE: Next = Next::new(c"pthread_create");
 static FORK: Next = Next::new(c"fork");
 static EXECVE: Next = Next::new(c"execve");
 static EXECVPE: Next = Next::new(c"execvpe");
+static POSIX_SPAWN: Next = Next::new(c"posix_spawn");
+static POSIX_SPAWNP: Next = Next::new(c"posix_spawnp");
 
 /// A list of strings that ends with a null.
 pub(crate) type Strings = *const *const c_char;
@@ -204,6 +206,53 @@ pub(crate) unsafe fn fork() -> libc::pid_t {
         }
         // Every C library has it.
         None => -1,
+    }
+}
+
+/// Which of the functions makes a child for another program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spawn {
+    /// The one that is given a path.
+    Path,
+    /// The one that looks in `PATH`.
+    InPath,
+}
+
+/// Calls the next `posix_spawn` or `posix_spawnp`.
+///
+/// # Safety
+/// The arguments are ones that the function may be called with.
+pub(crate) unsafe fn spawn(
+    which: Spawn,
+    child: *mut libc::pid_t,
+    program: *const c_char,
+    actions: *const libc::posix_spawn_file_actions_t,
+    attributes: *const libc::posix_spawnattr_t,
+    arguments: Strings,
+    environment: Strings,
+) -> c_int {
+    type Function = unsafe extern "C" fn(
+        *mut libc::pid_t,
+        *const c_char,
+        *const libc::posix_spawn_file_actions_t,
+        *const libc::posix_spawnattr_t,
+        Strings,
+        Strings,
+    ) -> c_int;
+    let next = match which {
+        Spawn::Path => &POSIX_SPAWN,
+        Spawn::InPath => &POSIX_SPAWNP,
+    };
+    match next.get_now() {
+        Some(found) => {
+            // SAFETY: the symbol of this name is a function of this type; the arguments are the caller's promise.
+            unsafe {
+                let function = std::mem::transmute::<*mut c_void, Function>(found);
+                function(child, program, actions, attributes, arguments, environment)
+            }
+        }
+        // Every C library has both.
+        None => libc::ENOSYS,
     }
 }
 

@@ -35,8 +35,11 @@ use std::time::{Duration, Instant};
 const ENTRIES_AT_REST: u32 = 4;
 /// How many runs a VM gets.
 const MOST_RUNS: u32 = 16;
-/// How many runs of a VM may be stopped to give a vCPU back. QEMU calls each of its vCPUs as a VM starts.
-const MOST_CALLS_BACK: u32 = 1024;
+/// For how long the runs that were stopped to give a vCPU back may hold the guest back, beyond what their work takes. QEMU
+/// calls each of its vCPUs as a VM starts; a VMM with a timer calls for ever.
+const MOST_HELD: Duration = Duration::from_secs(2);
+/// How much a run maps in a millisecond at least, in bytes; where huge pages are not to be had it is ten times as much.
+const SLOW_PER_MS: u64 = 256 << 10;
 
 /// Where a VM stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +86,10 @@ pub(crate) struct Timing {
     runs: u32,
     /// Those of them that were stopped to give a vCPU back. They are not held against [`MOST_RUNS`].
     called_back: u32,
+    /// For how long they held the guest back, beyond what their work takes.
+    held: Duration,
+    /// When the last run began.
+    run_began: Option<Instant>,
     /// When the guest first entered.
     began: Option<Instant>,
     follow: Duration,
@@ -91,7 +98,16 @@ pub(crate) struct Timing {
 impl Timing {
     /// A VM that has not run. Changes are followed for `follow` from its first entry on.
     pub(crate) fn new(follow: Duration) -> Self {
-        Self { phase: Phase::Fresh, changing: 0, runs: 0, called_back: 0, began: None, follow }
+        Self {
+            phase: Phase::Fresh,
+            changing: 0,
+            runs: 0,
+            called_back: 0,
+            held: Duration::ZERO,
+            run_began: None,
+            began: None,
+            follow,
+        }
     }
 
     /// A VM that is only looked at.
@@ -130,6 +146,7 @@ impl Timing {
         }
         self.began.get_or_insert(now);
         self.runs += 1;
+        self.run_began = Some(now);
         self.phase = Phase::Mapping;
         Entry::Map
     }
@@ -152,7 +169,7 @@ impl Timing {
     }
 
     fn has_runs_left(&self) -> bool {
-        self.runs - self.called_back < MOST_RUNS && self.called_back < MOST_CALLS_BACK
+        self.runs - self.called_back < MOST_RUNS && self.held < MOST_HELD
     }
 
     /// For how much longer changes are followed.
@@ -170,14 +187,18 @@ impl Timing {
     }
 
     /// The run under way has ended.
-    pub(crate) fn ended(&mut self, end: End) {
-        self.called_back += u32::from(end == End::CalledBack);
+    pub(crate) fn ended(&mut self, end: End, now: Instant) {
+        if let End::CalledBack { gained } = end {
+            let took = self.run_began.map(|began| now.saturating_duration_since(began)).unwrap_or_default();
+            self.called_back += 1;
+            self.held += took.saturating_sub(Duration::from_millis(gained / SLOW_PER_MS));
+        }
         self.phase = match end {
             _ if !self.has_runs_left() => Phase::Quiet,
             End::Done => Phase::Quiet,
             // The change that stopped it says by itself whether another run is worth it.
             End::Stopped => Phase::Settling(0),
-            End::CalledBack => Phase::CalledBack,
+            End::CalledBack { .. } => Phase::CalledBack,
         };
     }
 }
@@ -198,8 +219,8 @@ pub(crate) enum End {
     Done,
     /// A change of slots stopped it.
     Stopped,
-    /// It was stopped to give a vCPU back to the VMM.
-    CalledBack,
+    /// It was stopped to give a vCPU back to the VMM, having mapped so many bytes that were not mapped before.
+    CalledBack { gained: u64 },
 }
 
 #[cfg(test)]
@@ -212,7 +233,7 @@ mod tests {
     fn mapped(now: Instant) -> Timing {
         let mut timing = Timing::new(FOLLOW);
         assert_eq!(timing.enter(Root::Fresh, now), Entry::Map);
-        timing.ended(End::Done);
+        timing.ended(End::Done, now);
         timing
     }
 
@@ -228,7 +249,7 @@ mod tests {
         change(&mut timing, now);
         assert_eq!(timing.enter(Root::Fresh, now), Entry::Map);
         assert_eq!(timing.enter(Root::Fresh, now), Entry::Wait);
-        timing.ended(End::Done);
+        timing.ended(End::Done, now);
         assert_eq!(timing.enter(Root::Fresh, now), Entry::Pass);
         assert!(!timing.is_due());
     }
@@ -245,7 +266,7 @@ mod tests {
             [Entry::Pass; 3]
         );
         assert_eq!(timing.enter(Root::Fresh, now), Entry::Map);
-        timing.ended(End::Done);
+        timing.ended(End::Done, now);
         assert_eq!((timing.enter(Root::Fresh, now), timing.runs()), (Entry::Pass, 2));
     }
 
@@ -297,12 +318,12 @@ mod tests {
         assert_eq!(timing.enter(Root::Fresh, now), Entry::Map);
         for _ in 1..MOST_RUNS {
             timing.changing();
-            timing.ended(End::Stopped);
+            timing.ended(End::Stopped, now);
             timing.changed(Change::Slots, now);
             let entries: Vec<_> = (0..ENTRIES_AT_REST).map(|_| timing.enter(Root::Fresh, now)).collect();
             assert_eq!(entries.last(), Some(&Entry::Map));
         }
-        timing.ended(End::Stopped);
+        timing.ended(End::Stopped, now);
         assert!(!timing.is_due());
     }
 
@@ -317,20 +338,26 @@ mod tests {
     fn a_run_that_gave_a_vcpu_back_goes_on_at_the_next_entry() {
         let now = Instant::now();
         let mut timing = Timing::new(FOLLOW);
-        for _ in 0..MOST_CALLS_BACK {
-            assert_eq!(timing.enter(Root::MayBeStale, now), Entry::Map);
-            timing.ended(End::CalledBack);
-        }
-        assert_eq!(
-            timing.enter(Root::Fresh, now),
-            Entry::Pass,
-            "a VMM that calls all the while has its guest run"
-        );
-        let mut timing = Timing::new(FOLLOW);
         assert_eq!(timing.enter(Root::Fresh, now), Entry::Map);
-        timing.ended(End::CalledBack);
+        timing.ended(End::CalledBack { gained: 0 }, now);
         change(&mut timing, now);
         assert_eq!(timing.enter(Root::MayBeStale, now), Entry::Pass, "roots may be stale after a change");
+    }
+
+    #[test]
+    fn a_vmm_that_calls_all_the_while_has_its_guest_run_once_nothing_gets_on() {
+        let tick = Duration::from_millis(10);
+        // Runs that a timer stops, until an entry passes.
+        let runs = |gained, most: u32| {
+            let (mut timing, mut now) = (Timing::new(FOLLOW), Instant::now());
+            while timing.runs() < most && timing.enter(Root::Fresh, now) == Entry::Map {
+                now += tick;
+                timing.ended(End::CalledBack { gained }, now);
+            }
+            timing.runs()
+        };
+        assert_eq!(runs(0, 10_000), 200, "two seconds of them");
+        assert_eq!(runs(SLOW_PER_MS * 10, 10_000), 10_000, "what gets on goes on");
     }
 
     #[test]
@@ -340,7 +367,7 @@ mod tests {
         assert!(!timing.needed(now).is_zero());
         timing.enter(Root::Fresh, now);
         assert!(!timing.needed(now + FOLLOW).is_zero(), "a run is under way");
-        timing.ended(End::Done);
+        timing.ended(End::Done, now);
         assert_eq!((timing.needed(now), timing.needed(now + FOLLOW)), (FOLLOW, Duration::ZERO));
         assert_eq!(Timing::never().needed(now), Duration::ZERO);
     }

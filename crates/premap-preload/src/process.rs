@@ -18,12 +18,12 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 
 use crate::absence;
 use crate::events::{Event, Journal};
-use crate::helper::{self, Helper, WhenConfined};
+use crate::helper::{self, Helper, Undone, WhenConfined};
 use crate::say::say;
 use crate::seccomp::{self, Look};
 use crate::turn::Turn;
 use crate::vms::Vms;
-use crate::watch;
+use crate::watch::{self, TELLING_LIMIT};
 
 /// Where the kernel says what lies where in this process.
 const ADDRESS_SPACE: &str = "/proc/self/smaps";
@@ -71,7 +71,8 @@ impl Process {
         Ok(process)
     }
 
-    /// Starts the threads that are not there. The calling thread has just opened `/dev/kvm`, or is making a VM.
+    /// Starts the threads. The calling thread has just opened `/dev/kvm`: only now may it open files, and only once, since
+    /// it may lay a filter next.
     fn start_threads(&self) -> Result<(), String> {
         let refused = self.settings.seccomp == settings::Seccomp::StepAside;
         // Without it nothing can be mapped, so that is said first, and by its name.
@@ -91,6 +92,21 @@ impl Process {
         Ok(())
     }
 
+    /// Has the mapper's thread started again where it has ended, since a VM was made. The clerk does it, who stays: the thread
+    /// at hand may be confined by now.
+    pub(crate) fn wake_mapper(&'static self) {
+        if self.settings.strategy == settings::Strategy::None || self.mapper.is_running() {
+            return;
+        }
+        match self.clerk.ask(TELLING_LIMIT, || self.mapper.start()) {
+            Ok(Err(error)) => step_aside(&format!("cannot start a thread: {error}")),
+            Err(Undone::Confined) => step_aside(&confined()),
+            Err(Undone::MaybeConfined) => step_aside(&maybe_confined()),
+            // Who is late is still at it; where there is no clerk, the library has stepped aside.
+            Ok(Ok(())) | Err(Undone::Late | Undone::Ended | Undone::Panicked(_)) => {}
+        }
+    }
+
     /// Ends the threads that were started before one could not be, so that the VMM has them.
     fn give_up(&self) {
         /// They have nothing to do.
@@ -98,7 +114,7 @@ impl Process {
         given_up();
         for helper in [&self.mapper, &self.clerk] {
             helper.close();
-            helper.wait_for_end(LIMIT);
+            helper.wait_until_gone(LIMIT);
         }
     }
 
@@ -130,15 +146,10 @@ fn mapper_needed() -> Duration {
     current().map_or(Duration::ZERO, |process| process.vms().needed(Instant::now()))
 }
 
-/// For how much longer there may be something to tell.
+/// The clerk stays: what a VM counted is told at its end, and another VM may be made on a thread that may not start one of
+/// the library's, nor look whether it may.
 fn clerk_needed() -> Duration {
-    /// Nothing is missed by asking again too late.
-    const SELDOM: Duration = Duration::from_secs(3_600);
-    current().map_or(Duration::ZERO, |process| {
-        let vms = process.vms();
-        // What a VM counted is read and told at its end.
-        if process.journal.is_open() && !vms.is_empty() { SELDOM } else { vms.needed(Instant::now()) }
-    })
+    Duration::from_secs(3_600)
 }
 
 /// Why a confined process is left alone, and the ways out.
@@ -165,10 +176,9 @@ pub(crate) fn current() -> Option<&'static Process> {
     unsafe { cell.load(Ordering::Acquire).as_ref() }
 }
 
-/// The state, made if there is none. Where that fails, the library steps aside.
+/// The state, made if there is none. Where that fails, the library steps aside. No file is opened where there is one.
 pub(crate) fn begin() -> Option<&'static Process> {
     if let Some(process) = current() {
-        process.start_threads().map_err(|error| step_aside(&error)).ok()?;
         return Some(process);
     }
     let cell = cell().map_err(|errno| step_aside(&format!("no memory: {errno}"))).ok()?;

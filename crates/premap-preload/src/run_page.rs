@@ -16,6 +16,8 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// Where `immediate_exit` lies.
 const IMMEDIATE_EXIT: usize = 1;
+/// What the library sets it to.
+const OWN_EXIT: u8 = 2;
 const BYTES: usize = 4096;
 
 /// The page.
@@ -50,11 +52,18 @@ impl RunPage {
     }
 
     /// Makes a call of `KVM_RUN` that finishes what an exit left open, does not enter the guest, and says EINTR.
+    ///
+    /// KVM reads the flag and never writes it: a VMM may go on until it sees it set. So what a handler has set stays, whether
+    /// it ran before or meanwhile. KVM takes any value but 0, handlers write 1, and what is set here is neither: that alone
+    /// is taken back.
     pub(crate) fn without_entry<T>(&self, run: impl FnOnce() -> T) -> T {
-        self.flag().store(1, Ordering::Release);
+        let flag = self.flag();
+        let is_own = flag.compare_exchange(0, OWN_EXIT, Ordering::AcqRel, Ordering::Acquire).is_ok();
         let value = run();
-        // A handler that set it meanwhile set it for the call that has just said EINTR.
-        self.flag().store(0, Ordering::Release);
+        if is_own {
+            // Where that fails, the VMM has written it.
+            let _ = flag.compare_exchange(OWN_EXIT, 0, Ordering::AcqRel, Ordering::Acquire);
+        }
         value
     }
 }
@@ -63,5 +72,29 @@ impl Drop for RunPage {
     fn drop(&mut self) {
         // SAFETY: the mapping is this value's own, and nothing refers to it any more. It can't fail.
         let _ = unsafe { munmap(self.0.cast(), BYTES) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_that_the_vmm_set_stays_set_whenever_it_did() {
+        let flags = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let page =
+            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), BYTES, flags, MapFlags::PRIVATE) };
+        let page = RunPage(page.unwrap().cast());
+        let during = |write: Option<u8>| {
+            page.without_entry(|| {
+                assert!(page.is_exit_wanted(), "KVM must see it");
+                write.into_iter().for_each(|value| page.flag().store(value, Ordering::Release));
+            });
+            page.flag().swap(0, Ordering::AcqRel)
+        };
+        assert_eq!((during(None), during(Some(1)), during(Some(0))), (0, 1, 0));
+        page.flag().store(1, Ordering::Release);
+        assert_eq!(during(None), 1);
     }
 }

@@ -4,9 +4,7 @@
 //! there is none, nothing is said, with one exception: what keeps the library from beginning is said by the thread that
 //! has just opened `/dev/kvm`, is about to make a VM, and has not yet confined itself for running one.
 
-use std::io::Write;
-
-use crate::{helper, process};
+use crate::{helper, outlet, process};
 
 /// Says something that failed, or what was done where the user asked to hear it.
 pub(crate) fn say(text: &str) {
@@ -25,8 +23,8 @@ fn line(text: &str) -> String {
 }
 
 fn write(line: &str) {
-    // Where stderr is closed there is nobody to tell.
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    // Where stderr is closed, or nobody reads it, there is nobody to tell.
+    let _ = outlet::write(&std::io::stderr(), line.as_bytes());
 }
 
 #[cfg(test)]

@@ -23,7 +23,6 @@ use crate::vms::Count;
 /// What a run is to do.
 pub(crate) struct Task {
     pub(crate) settings: Arc<Settings>,
-    pub(crate) journal: Arc<Journal>,
     pub(crate) vm: u32,
     pub(crate) run: u32,
     pub(crate) fd: RawFd,
@@ -42,8 +41,12 @@ pub(crate) struct Task {
 pub(crate) struct Mapped {
     /// What all of them did.
     pub(crate) account: Account,
-    /// Where in this process memory lies that the guest may be given later; decided at the first entry.
+    /// Where in this process memory lies that the guest may be given later, in ascending order; decided at the first entry.
     pools: Option<Vec<Range<u64>>>,
+    /// Where all of the slots' memory lay then.
+    at_first: Vec<Range<u64>>,
+    /// How much memory was left since it came later.
+    late: u64,
     /// How long runs held the guest back that were stopped, since one came to its end.
     held_ns: u64,
     /// The shortfalls that were told.
@@ -65,32 +68,42 @@ pub(crate) fn stages(strategy: Strategy) -> Option<Stages> {
 }
 
 impl Task {
-    /// Maps the slots' memory, and tells of it.
+    /// Maps the slots' memory. What there is to tell is told once the guest is let in.
     ///
     /// # Errors
     /// Why nothing could be mapped.
-    pub(crate) fn perform(self) -> Result<Mapped, String> {
+    pub(crate) fn perform(self) -> Result<(Mapped, Notes), String> {
         let areas = premap_address_space::areas()
             .map_err(|error| format!("cannot read the address space, /proc/self/smaps: {error}"))?;
         let mut known = self.before.clone();
-        let pools = known.pools.get_or_insert_with(|| self.pools(&areas));
-        let found = memory::find(self.slots.iter().copied(), &areas, pools);
+        let mut lines = Vec::new();
+        if known.pools.is_none() {
+            known.pools = Some(merged(self.pools(&areas, &mut lines)));
+            known.at_first = merged(self.slots.iter().map(Slot::host_range).collect());
+        }
+        let late = self.late(&known.at_first);
+        let late_bytes: u64 = late.iter().map(|range| range.end - range.start).sum();
+        let is_news = std::mem::replace(&mut known.late, late_bytes) < late_bytes;
+        if is_news {
+            lines.push(self.is_left(late_bytes));
+        }
+        let pools = merged(known.pools.iter().flatten().cloned().chain(late).collect());
+        let found = memory::find(self.slots.iter().copied(), &areas, &pools);
         let regions = memory::narrow(found.regions, |range| known.missing(range))
             .map_err(|errno| format!("cannot tell what memory is present, by /proc/self/pagemap: {errno}"))?;
-        if regions.is_empty() && self.run > 1 {
-            return Ok(known);
+        if regions.is_empty() && self.run > 1 && !is_news {
+            return Ok((known, Notes { lines, ..Notes::default() }));
         }
         let faults = self.counters.iter().map(|counters| Count::read(counters)).reduce(Count::plus);
         let report = self.run(regions.clone())?;
-        self.tell(&found.left, faults.unwrap_or_default().faults, &report);
         known.account = known.account.plus(&report);
         for (cause, words) in shortfalls(&report, &self.settings) {
             if !known.told.contains(&cause) {
-                say(&format!("VM {}: {words}", self.vm));
+                lines.push(format!("VM {}: {words}", self.vm));
                 known.told.push(cause);
             }
         }
-        Ok(if self.stop.is_stopped() {
+        let known = if self.stop.is_stopped() {
             known.held_ns += report.wall_ns;
             // The second stage may have been stopped before it began.
             let second = self.settings.strategy == Strategy::TwoStage && report.second.unsupported.is_none();
@@ -98,11 +111,20 @@ impl Task {
         } else {
             known.held_ns = 0;
             known.and(regions.iter().map(host_range).collect(), report.second.mapped > 0)
-        })
+        };
+        let run = MappedRun {
+            left: found.left,
+            faults: faults.unwrap_or_default().faults,
+            report,
+            slots: self.slots,
+        };
+        let (vm, number, vcpus) = (self.vm, self.run, self.vcpus.len());
+        let aloud = self.settings.voice == Voice::Everything;
+        Ok((known, Notes { vm, number, vcpus, run: Some(run), lines, aloud }))
     }
 
     /// Where memory lies that the guest may be given later.
-    fn pools(&self, areas: &[Area]) -> Vec<Range<u64>> {
+    fn pools(&self, areas: &[Area], lines: &mut Vec<String>) -> Vec<Range<u64>> {
         if self.settings.hotplug_pools == HotplugPools::Map || !cfg!(target_arch = "x86_64") {
             return Vec::new();
         }
@@ -110,14 +132,31 @@ impl Task {
         let pools = given::pools(backed, &self.hand_over(areas));
         let bytes: u64 = pools.iter().map(|slot| slot.bytes).sum();
         if bytes > 0 {
-            say(&format!(
-                "VM {}: {} MiB that the guest may be given later (virtio-mem, DIMMs) are left; --hotplug-pools map maps \
-                 them too",
-                self.vm,
-                bytes >> 20
-            ));
+            lines.push(self.is_left(bytes));
         }
         pools.iter().map(Slot::host_range).collect()
+    }
+
+    /// Where memory lies that came after the first entry and may be a virtio-mem device's: its slot comes as a whole when the
+    /// first of its blocks is plugged. Slots that are made anew over what was there before are none of these.
+    fn late(&self, at_first: &[Range<u64>]) -> Vec<Range<u64>> {
+        if self.settings.hotplug_pools == HotplugPools::Map || !cfg!(target_arch = "x86_64") {
+            return Vec::new();
+        }
+        let late = self.slots.iter().filter(|slot| given::may_be_plugged(slot)).map(Slot::host_range);
+        let is_new = |range: &Range<u64>| {
+            !at_first.iter().any(|known| known.start <= range.start && known.end >= range.end)
+        };
+        merged(late.filter(is_new).collect())
+    }
+
+    fn is_left(&self, bytes: u64) -> String {
+        format!(
+            "VM {}: {} MiB that the guest may be given later (virtio-mem, DIMMs) are left; --hotplug-pools map maps \
+             them too",
+            self.vm,
+            bytes >> 20
+        )
     }
 
     fn hand_over(&self, areas: &[Area]) -> HandOver {
@@ -165,22 +204,49 @@ impl Task {
             Some(limit) => HostMemory::UpTo(limit.saturating_sub(self.before.bytes())),
         }
     }
+}
 
-    fn tell(&self, left: &[Left], faults: Option<u64>, report: &Report) {
-        let Self { vm, run, slots, .. } = self;
-        self.journal.write(&Event::Mapped {
-            vm: *vm,
-            run: *run,
-            vcpus: self.vcpus.len(),
-            faults,
-            memory: Memory::of(slots, left, report.asked),
+/// What there is to tell of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    vm: u32,
+    number: u32,
+    vcpus: usize,
+    /// None where there was nothing new.
+    run: Option<MappedRun>,
+    lines: Vec<String>,
+    /// Whether the user asked to hear it.
+    aloud: bool,
+}
+
+#[derive(Debug)]
+struct MappedRun {
+    left: Vec<Left>,
+    faults: Option<u64>,
+    report: Report,
+    slots: Vec<Slot>,
+}
+
+impl Notes {
+    /// Tells it.
+    pub(crate) fn tell(&self, journal: &Journal) {
+        let Self { vm, number, vcpus, .. } = *self;
+        self.lines.iter().for_each(|line| say(line));
+        let Some(MappedRun { left, faults, report, slots }) = &self.run else { return };
+        let memory = Memory::of(slots, left, report.asked);
+        journal.write(&Event::Mapped {
+            vm,
+            run: number,
+            vcpus,
+            faults: *faults,
+            memory,
             slots,
             left,
             report,
         });
-        if self.settings.voice == Voice::Everything {
+        if self.aloud {
             say(&format!(
-                "VM {vm}, run {run}: {} of {} present on the host, {} mapped in the guest, in {} ms",
+                "VM {vm}, run {number}: {} of {} present on the host, {} mapped in the guest, in {} ms",
                 size(report.host.mapped),
                 size(report.asked),
                 size(report.second.mapped),
@@ -191,7 +257,7 @@ impl Task {
 }
 
 impl Mapped {
-    fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.populated.iter().map(|range| range.end - range.start).sum()
     }
 

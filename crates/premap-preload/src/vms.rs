@@ -111,10 +111,6 @@ impl Vms {
         self.list.iter().any(|vm| vm.timing.is_due())
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
     /// For how much longer a VM may have runs; zero where none may.
     pub(crate) fn needed(&self, now: Instant) -> Duration {
         self.list.iter().map(|vm| vm.timing.needed(now)).max().unwrap_or_default()
@@ -229,14 +225,17 @@ impl Vm {
         self.stop.stop();
     }
 
-    /// Notes that the run has ended.
-    pub(crate) fn end_run(&mut self) {
+    /// Notes that the run has ended, and mapped so much that was not mapped before. Gives whether there are to be no more,
+    /// since they got on too slowly.
+    pub(crate) fn end_run(&mut self, gained: u64, now: Instant) -> bool {
         self.vcpus.iter_mut().for_each(|vcpu| vcpu.page = None);
-        self.timing.ended(match (self.stop.is_stopped(), self.called_back) {
+        let end = match (self.stop.is_stopped(), self.called_back) {
             (false, _) => End::Done,
-            (true, true) => End::CalledBack,
+            (true, true) => End::CalledBack { gained },
             (true, false) => End::Stopped,
-        });
+        };
+        self.timing.ended(end, now);
+        matches!(end, End::CalledBack { .. }) && !self.timing.is_due()
     }
 
     /// The page that a vCPU shares with the VMM, while a run is under way.
@@ -322,7 +321,7 @@ mod tests {
             vm.begin_run();
             assert_eq!(vm.lend(11), [11, 12]);
             vm.call_back();
-            vm.end_run();
+            vm.end_run(0, now);
         }
         assert_eq!(vm.enter(11, now), Entry::Map);
         vm.set(Slot { slot: 1, ..slot });
@@ -349,7 +348,7 @@ mod tests {
         vms.add_vcpu(1, 12, None);
         let (vm, now) = (vms.numbered(1).unwrap(), Instant::now());
         assert_eq!(vm.enter(11, now), Entry::Map);
-        vm.timing.ended(End::Done);
+        vm.timing.ended(End::Done, now);
         vm.timing.changing();
         vm.set(Slot { slot: 0, flags: 0, gpa: 0, bytes: 4096, host: 8192 });
         vm.timing.changed(Change::Slots, now);

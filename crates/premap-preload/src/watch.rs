@@ -162,7 +162,7 @@ pub(crate) fn once<T: Default>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-fn created_vm(process: &Process, fd: RawFd, machine_type: usize) {
+fn created_vm(process: &'static Process, fd: RawFd, machine_type: usize) {
     absence::made();
     // A child that shares this memory, but not the descriptors, may have made it for itself. Then this process has no VM of
     // that number, or another one; only in the second case, which is rare, is a system call risked here.
@@ -182,8 +182,13 @@ fn created_vm(process: &Process, fd: RawFd, machine_type: usize) {
     };
     descriptors::watch(fd);
     let mut vms = process.vms();
+    let has_runs = timing.is_due();
     vms.add(fd, timing);
     settle(process, vms);
+    if has_runs {
+        // Now that it is needed, it stays.
+        process.wake_mapper();
+    }
 }
 
 fn created_vcpu(process: &Process, vm_fd: RawFd, fd: RawFd) {

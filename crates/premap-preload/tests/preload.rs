@@ -5,6 +5,9 @@
 
 mod vmm;
 
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -42,8 +45,15 @@ struct Done {
     events: Vec<Value>,
 }
 
-fn run(mut command: Command, settings: &Settings) -> Done {
-    let (mut reader, writer) = std::io::pipe().unwrap();
+fn run(command: Command, settings: &Settings) -> Done {
+    run_with_report(command, settings, std::io::pipe().unwrap())
+}
+
+fn run_with_report(
+    mut command: Command,
+    settings: &Settings,
+    (mut reader, writer): (std::io::PipeReader, std::io::PipeWriter),
+) -> Done {
     // The report's descriptor is the program's standard input, so that its number is known.
     let settings =
         Settings { report: settings.report.clone().or(Some(Report::Descriptor(0))), ..settings.clone() };
@@ -57,7 +67,11 @@ fn run(mut command: Command, settings: &Settings) -> Done {
     Done {
         stdout: text(&output.stdout),
         stderr: text(&output.stderr),
-        events: report.lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
+        events: report
+            .lines()
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect(),
         output,
     }
 }
@@ -129,13 +143,36 @@ fn slots_that_come_later_are_mapped_once_they_are_at_rest() {
     if !kvm() {
         return;
     }
-    let done = run_vmm("slots", &Settings::default());
+    let all = Settings { hotplug_pools: HotplugPools::Map, ..Settings::default() };
+    let done = run_vmm("slots", &all);
     let mapped = events(&done, "mapped");
     assert_eq!(mapped.len(), 2, "{:?}", done.events);
     let slots = |event: &Value| event["slots"].as_array().unwrap().len();
     assert_eq!(slots(mapped[1]), slots(mapped[0]) + 1);
     check_mapped(mapped[1]);
     assert!(mapped[1]["report"]["host"]["mapped"].as_u64().unwrap() >= vmm::BYTES);
+}
+
+#[test]
+fn new_memory_that_comes_later_above_4_gib_is_left_and_told_and_known_memory_is_not() {
+    if !kvm() {
+        return;
+    }
+    let done = run_vmm("slots", &Settings::default());
+    let mapped = events(&done, "mapped");
+    let last = mapped.last().unwrap();
+    assert_eq!((mapped.len(), last["left"].as_array().unwrap().len()), (2, 1), "{:?}", done.events);
+    assert_eq!(
+        (&last["left"][0]["gpa"], &last["left"][0]["bytes"], &last["left"][0]["why"]),
+        (&(8_u64 << 30).into(), &vmm::BYTES.into(), &"maybe_hotplug".into())
+    );
+    assert!(done.stderr.contains("--hotplug-pools map"), "{}", done.stderr);
+    // The same memory in other slots.
+    let done = run_vmm("slots-anew", &Settings::default());
+    let left: usize =
+        events(&done, "mapped").iter().map(|event| event["left"].as_array().unwrap().len()).sum();
+    assert_eq!(left, 0, "{:?}", done.events);
+    assert!(!done.stderr.contains("--hotplug-pools"), "{}", done.stderr);
 }
 
 #[test]
@@ -296,7 +333,7 @@ fn a_vmm_has_its_threads_where_there_are_not_enough_for_all() {
     if !kvm() || !rustix::process::getuid().is_root() {
         return;
     }
-    for what in ["few-threads", "no-threads"] {
+    for what in ["few-threads", "no-threads", "spawned"] {
         let done = run_vmm(what, &Settings::default());
         assert!(events(&done, "mapped").is_empty(), "{what}: {:?}", done.events);
         assert_eq!(done.stderr.lines().count(), 1, "{what}: {}", done.stderr);
@@ -307,7 +344,7 @@ fn a_vmm_has_its_threads_where_there_are_not_enough_for_all() {
 }
 
 #[test]
-fn no_thread_of_the_library_s_outlives_its_use() {
+fn the_mapper_s_thread_does_not_outlive_its_use() {
     if !kvm() {
         return;
     }
@@ -333,6 +370,40 @@ fn memory_that_a_userfaultfd_handler_takes_over_while_it_is_mapped_holds_nothing
     assert_eq!(mapped.len(), 2, "{:?}", done.events);
     let left = mapped[1]["left"].as_array().unwrap();
     assert_eq!((left.len(), &left[0]["why"]), (1, &"userfault".into()), "{left:?}");
+}
+
+#[test]
+fn no_file_is_opened_on_a_thread_of_the_vmm_s_once_it_has_the_device() {
+    if !kvm() {
+        return;
+    }
+    for what in ["no-files", "no-files-later", "no-files-when-idle"] {
+        let done = run_vmm(what, &Settings::default());
+        let mapped = events(&done, "mapped");
+        assert_eq!(mapped.len(), 1, "{what}: {:?} {}", done.events, done.stderr);
+        check_mapped(mapped[0]);
+    }
+}
+
+#[test]
+fn a_flag_that_a_handler_sets_while_its_vcpu_waits_stays_set() {
+    if kvm() {
+        run_vmm("called-until-seen", &Settings::default());
+    }
+}
+
+#[test]
+fn a_vcpu_that_enters_with_the_flag_set_is_given_back_at_once() {
+    if !kvm() {
+        return;
+    }
+    // Of several, since the machine may be busy. A thread that is not told of the pages waits 50 ms each time.
+    let took = || -> u64 {
+        let done = run_vmm("exit-wanted", &Settings::default());
+        done.stdout.lines().find_map(|line| line.strip_prefix("took: ")).unwrap().parse().unwrap()
+    };
+    let least = (0..4).map(|_| took()).min().unwrap();
+    assert!(least < 45_000, "{least} µs");
 }
 
 #[test]
@@ -405,6 +476,26 @@ fn what_fails_is_one_line_and_the_vmm_goes_on() {
     assert!(output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(VARIABLE) && said.lines().count() == 1, "{said}");
+}
+
+#[test]
+fn a_report_that_nobody_reads_holds_no_guest_back_and_is_given_up_in_one_line() {
+    if !kvm() {
+        return;
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    // A blank line is no event; a pipe with little room left has none for a whole event.
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let mut filler = std::fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
+    while filler.write(b"\n\n\n\n").is_ok() {}
+    drop(filler);
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "vmm::vmm", "--nocapture"]).env(vmm::VARIABLE, "close");
+    // The reader is at it only once the VMM has ended: were a vCPU to wait for it, that would be never.
+    let done = run_with_report(command, &Settings::default(), (reader, writer));
+    assert!(done.stdout.contains(vmm::DONE), "{}", done.stdout);
+    let said = done.stderr.lines().filter(|line| line.contains("the report ends here")).count();
+    assert_eq!(said, 1, "{}", done.stderr);
 }
 
 /// Runs a program as the process that the command becomes.

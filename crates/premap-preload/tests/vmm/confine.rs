@@ -25,6 +25,19 @@ pub(crate) fn loosely(on: On) {
     lay(&mut [answer(libc::SECCOMP_RET_ALLOW)], on);
 }
 
+/// A filter that kills the process for opening a file.
+pub(crate) fn without_files(on: On) {
+    lay(
+        &mut [
+            load(NUMBER),
+            equal(libc::SYS_openat, 0, 1),
+            answer(libc::SECCOMP_RET_KILL_PROCESS),
+            answer(libc::SECCOMP_RET_ALLOW),
+        ],
+        on,
+    );
+}
+
 /// A filter that kills the process for whatever a vCPU's thread does not need: all that is left is to run the guest, to
 /// wait, to manage memory and to end.
 pub(crate) fn strictly(on: On) {

@@ -87,6 +87,12 @@ impl Machine {
         machine
     }
 
+    /// Adds more vCPUs, which stay where they are.
+    pub(crate) fn add_vcpus(&mut self, count: u64) {
+        let first = self.vcpus.len() as u64;
+        self.vcpus.extend((first..first + count).map(|id| self.vm.create_vcpu(id).unwrap()));
+    }
+
     /// Adds a slot with new memory, and says where that lies.
     pub(crate) fn add_slot(&mut self, gpa: u64, bytes: u64) -> u64 {
         let memory = Memory::new(bytes);
@@ -101,6 +107,22 @@ impl Machine {
         unsafe { self.vm.set_user_memory_region(region) }.unwrap();
         self.slots.push(memory);
         region.userspace_addr
+    }
+
+    /// Deletes the last slot, and makes it anew with the same memory elsewhere.
+    pub(crate) fn move_last_slot(&mut self, gpa: u64) {
+        let memory = self.slots.last().unwrap();
+        for memory_size in [0, memory.1] {
+            let region = kvm_userspace_memory_region {
+                slot: u32::try_from(self.slots.len() - 1).unwrap(),
+                flags: 0,
+                guest_phys_addr: gpa,
+                memory_size,
+                userspace_addr: memory.0.expose_provenance() as u64,
+            };
+            // SAFETY: the memory is the machine's own, and lives as long as the VM.
+            unsafe { self.vm.set_user_memory_region(region) }.unwrap();
+        }
     }
 
     /// Puts Linux's boot parameters at 0, where a guest's registers point that says nothing else, with that RAM in them.
@@ -180,6 +202,46 @@ impl Machine {
         });
         vcpu.set_kvm_immediate_exit(0);
         came_to
+    }
+
+    /// Calls the first vCPU with `immediate_exit` set, as a VMM does that has an exit's rest done. Says how long that took.
+    pub(crate) fn run_with_exit_wanted(&mut self) -> Duration {
+        let begin = std::time::Instant::now();
+        self.vcpus[0].set_kvm_immediate_exit(1);
+        let errno = self.vcpus[0].run().map(|_| ()).map_err(|error| error.errno());
+        assert_eq!((errno, self.vcpus[0].get_kvm_run().immediate_exit), (Err(libc::EINTR), 1));
+        begin.elapsed()
+    }
+
+    /// Has the vCPU called until it sees the flag that a signal's handler sets, once, when that much more is present.
+    pub(crate) fn run_until_called_back(&mut self, once_present: u64) {
+        let vcpu = &mut self.vcpus[0];
+        Kick::ByFlag.prepare(vcpu);
+        let before = present();
+        std::thread::scope(|scope| {
+            let (sender, thread) = std::sync::mpsc::channel();
+            let ran = scope.spawn(move || {
+                // SAFETY: pthread_self has no preconditions.
+                sender.send(unsafe { libc::pthread_self() }).unwrap();
+                let flag = &raw const vcpu.get_kvm_run().immediate_exit;
+                for _ in 0..100 {
+                    let errno = vcpu.run().map(|_| ()).map_err(|error| error.errno());
+                    assert_eq!(errno, Err(libc::EINTR), "the kick is lost");
+                    // SAFETY: the flag lies in the page that the vCPU shares with this process.
+                    if unsafe { flag.read_volatile() } != 0 {
+                        return;
+                    }
+                }
+                panic!("the flag is lost");
+            });
+            let thread = thread.recv().unwrap();
+            while present().saturating_sub(before) < once_present {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // SAFETY: the thread is not joined yet, so its handle is good.
+            unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+            ran.join().unwrap();
+        });
     }
 
     /// Has the guest run so many times, while another thread sets and deletes a slot as often.

@@ -41,6 +41,14 @@ fn vmm() {
         "plain" => run(&mut Machine::new(&kvm)),
         "close" => (0..3).for_each(|_| run(&mut Machine::new(&kvm))),
         "slots" => slots(&kvm),
+        "slots-anew" => {
+            let mut machine = Machine::new(&kvm);
+            machine.add_slot(4 << 30, BYTES);
+            machine.hand_over(&[(0, BYTES), (4 << 30, BYTES)]);
+            run(&mut machine);
+            machine.move_last_slot(5 << 30);
+            (0..8).for_each(|_| run(&mut machine));
+        }
         "churn" => {
             let mut machine = Machine::new(&kvm);
             machine.add_slot(1 << 30, MUCH);
@@ -117,6 +125,13 @@ fn vmm() {
             limit_threads(1);
             run(&mut Machine::new(&kvm));
         }
+        // A child needs the place of one.
+        "spawned" => {
+            become_unprivileged();
+            assert_eq!(kvm.get_api_version(), 12);
+            limit_threads(0);
+            assert!(std::process::Command::new("true").status().unwrap().success());
+        }
         // The library's two are what there is.
         "kernel-thread" => {
             become_unprivileged();
@@ -126,7 +141,8 @@ fn vmm() {
         "quiet" => {
             run(&mut Machine::new(&kvm));
             let begin = std::time::Instant::now();
-            while own_threads() > 0 {
+            // One stays for the next VM, which may be made under a filter.
+            while own_threads() > 1 {
                 assert!(
                     begin.elapsed() < std::time::Duration::from_secs(60),
                     "threads of the library's stay"
@@ -179,6 +195,41 @@ fn vmm() {
             let mut machine = Machine::new(&kvm);
             confine::loosely(On::EveryThread);
             run(&mut machine);
+        }
+        // The filter is laid once the VMM has the device, before it makes a VM and after, and even later.
+        "no-files" => {
+            assert_eq!(kvm.get_api_version(), 12);
+            confine::without_files(On::Caller);
+            run(&mut Machine::new(&kvm));
+        }
+        "no-files-later" => {
+            let mut machine = Machine::new(&kvm);
+            confine::without_files(On::Caller);
+            assert!(machine.vm.check_extension(kvm_ioctls::Cap::UserMemory));
+            assert!(kvm.get_vcpu_mmap_size().unwrap() > 0);
+            run(&mut machine);
+        }
+        "no-files-when-idle" => {
+            assert_eq!(kvm.get_api_version(), 12);
+            // The one that stays starts the other again.
+            while own_threads() > 1 {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            confine::without_files(On::Caller);
+            run(&mut Machine::new(&kvm));
+        }
+        "exit-wanted" => {
+            let mut machine = Machine::new(&kvm);
+            machine.add_slot(1 << 30, VERY_MUCH);
+            // So many take their time to be looked at.
+            machine.add_vcpus(280);
+            let took = machine.run_with_exit_wanted();
+            println!("took: {}", took.as_micros());
+        }
+        "called-until-seen" => {
+            let mut machine = Machine::new(&kvm);
+            machine.add_slot(1 << 30, VERY_MUCH);
+            machine.run_until_called_back(VERY_MUCH / 16);
         }
         "strict" => {
             let mut machine = Machine::new(&kvm);
