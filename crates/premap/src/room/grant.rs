@@ -138,6 +138,8 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+    /// Long enough on any machine; a test fails then, and does not hang.
+    const LONG: Duration = Duration::from_secs(30);
     /// Half of the margin of 32 MiB is kept back.
     const FLOOR: u64 = 16 * MIB;
 
@@ -184,13 +186,13 @@ mod tests {
             grants.grant(bytes, look, || bytes, || false)
         };
         let first = grant(24 * MIB, &looked).unwrap();
-        looks.recv().unwrap();
+        looks.recv_timeout(LONG).unwrap();
         // All of it is present, so that the other chunk fits too, but the thread has it in hand yet.
         left.fetch_sub(24 * MIB, SeqCst);
         thread::scope(|scope| {
             let second = scope.spawn(|| grant(16 * MIB, &looked).map(drop));
             // Of the whole chunk, of what is absent of it, and anew.
-            (0..3).for_each(|_| looks.recv().unwrap());
+            (0..3).for_each(|_| looks.recv_timeout(LONG).unwrap());
             assert!(!second.is_finished(), "it waits");
             drop(first);
             second.join().unwrap().unwrap();
@@ -230,7 +232,7 @@ mod tests {
                 };
                 grants.grant(MIB, || limit(FLOOR + MIB), || MIB, ended).map(|grant| grant.bytes)
             });
-            asks.recv().unwrap();
+            asks.recv_timeout(LONG).unwrap();
             over.store(true, SeqCst);
             grants.wake();
             assert_eq!(second.join().unwrap(), Ok(0));
