@@ -87,6 +87,7 @@ const LOOK: &[Rule] = rules! {
     Caller SYS_statx: FILE;
     Caller SYS_lseek: FILE;
     Caller SYS_mincore: FILE;
+    Caller SYS_fstatfs: FILE;
     Caller SYS_fcntl: CHECKED_CLOSE;
     Worker SYS_openat: OrErrno;
     Worker SYS_read: OrErrno;
@@ -126,7 +127,6 @@ const ALONE: &[Rule] = rules! {
     Caller SYS_clock_nanosleep;
     Caller SYS_ioctl (GET_SREGS): OrErrno;
     Caller SYS_ioctl (SET_SREGS): OrErrno;
-    Caller SYS_fstatfs: FILE;
 };
 
 const VM: &[Rule] = rules! {
