@@ -58,7 +58,7 @@ fn sentence(bytes: u64, first: &Unmapped, report: &Report, settings: &Settings) 
         Reason::Budget => format!("{left}: what --limit allows is taken"),
         Reason::Deadline => format!("{left}: --deadline has passed"),
         Reason::FileHole | Reason::UnknownFile => {
-            format!("{left}: {why}; memory in a memfd, on tmpfs or hugetlbfs can be mapped ahead")
+            format!("{left}: {why}; shared memory in a memfd, on tmpfs or on hugetlbfs can be mapped ahead")
         }
         reason if reason.fate() == Fate::Failed => {
             let stage = match first.stage {

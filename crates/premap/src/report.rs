@@ -51,7 +51,7 @@ pub enum Reason {
     Userfault,
     /// A device's registers or memory.
     Device,
-    /// A hole in a file on disk. Writing there would allocate it, and reading fill the page cache with zeroes.
+    /// A hole in a file. Writing there would allocate it, as reading does on tmpfs, and else fill the page cache with zeroes.
     FileHole,
     /// A shared file that is not known to live in memory, and can't be looked at for where it has data.
     UnknownFile,
@@ -130,7 +130,7 @@ impl std::fmt::Display for Reason {
             Self::Unsupported(why) => why.fmt(f),
             Self::Userfault => f.write_str("a userfaultfd handler gives these pages"),
             Self::Device => f.write_str("a device's memory"),
-            Self::FileHole => f.write_str("a hole in a file on disk, which would be allocated"),
+            Self::FileHole => f.write_str("a hole in the file behind it, which would be allocated"),
             Self::UnknownFile => f.write_str("a shared file that is not in memory and can't be looked at"),
             Self::DirtyLogged => {
                 f.write_str("KVM logs dirty pages there, and pre-faulting would mark them all")
