@@ -270,6 +270,20 @@ fn a_memfd_is_memory_and_populated_by_writing() {
 }
 
 #[test]
+fn a_sealed_memfd_is_without_access_to_who_would_write_and_is_read() {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let file = File::from(rustix::fs::memfd_create("behind", flags).unwrap());
+    file.set_len(8 * MIB).unwrap();
+    rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::FUTURE_WRITE).unwrap();
+    let memory = Mapped::new(8 * MIB, Some((&file, MapFlags::SHARED)), ProtFlags::READ);
+    let report = host_stage(&mut host_only(), &memory.whole(Backing::Shared));
+    assert_eq!((lost(&report, Reason::NoAccess), report.host.calls), (8 * MIB, 0), "{report:?}");
+    let read = Region { touch: Touch::Read, ..memory.region(0, 8 * MIB, Backing::Shared) };
+    let report = host_stage(&mut host_only(), &Plan::new([read]).unwrap());
+    assert_eq!(report.host.mapped, 8 * MIB, "{report:?}");
+}
+
+#[test]
 fn a_pool_without_access_costs_no_call() {
     let memory = Mapped::anonymous(8 * MIB);
     let pool = Mapped::new(64 * GIB, None, ProtFlags::empty());
