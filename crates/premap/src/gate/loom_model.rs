@@ -102,3 +102,29 @@ fn a_run_that_ends_leaves_a_closed_gate() {
         drop(guard);
     });
 }
+
+/// Who looks at memory before it goes inside, and finds the gate closed no more often than at the look, has seen it all: also
+/// where the gate was closed at the look, and the memory changed after it.
+#[test]
+fn a_look_as_new_as_the_gate_has_seen_every_change() {
+    loom::model(|| {
+        let gate = Gate::new();
+        let entrance = gate.entrance(Moment::of_new_plan());
+        let memory = loom::sync::Arc::new(loom::sync::atomic::AtomicUsize::new(0));
+        let changer = {
+            let (gate, memory) = (gate.clone(), memory.clone());
+            thread::spawn(move || {
+                let _guard = gate.close();
+                memory.store(1, loom::sync::atomic::Ordering::Relaxed);
+            })
+        };
+        let look = || memory.load(loom::sync::atomic::Ordering::Relaxed);
+        let (over, looked) = (entrance.changes_over(), look());
+        let pass = entrance.enter(None, || None).expect("the run goes on");
+        if pass.changes() == over {
+            assert_eq!(look(), looked);
+        }
+        drop(pass);
+        changer.join().expect("no thread of the model panics");
+    });
+}
