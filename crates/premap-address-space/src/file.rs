@@ -8,10 +8,24 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use rustix::fs::{OFlags, SeekFrom, fstatvfs, major, minor, seek};
 use rustix::io::Errno;
 
-use crate::smaps::MappedFile;
+use crate::smaps::{Area, MappedFile};
 
 /// Holes shorter than this are told as data: an image in shreds is not worth a range for each.
 const SHORTEST_HOLE: u64 = 1 << 20;
+
+impl Area {
+    /// The parts of `range`, which lies in the area, behind which its file has data, in ascending order.
+    ///
+    /// # Errors
+    /// As [`MappedFile::data`]; `NotFound` where there is no file.
+    pub fn data(&self, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let first = file.offset + (range.start - self.start);
+        let data = file.data(first..first.saturating_add(range.end - range.start))?;
+        let here = |data: Range<u64>| data.start - first + range.start..data.end - first + range.start;
+        Ok(data.into_iter().map(here).collect())
+    }
+}
 
 impl MappedFile {
     /// The parts of a range of the file that have data, in ascending order; the rest are holes, for which the file system

@@ -28,13 +28,7 @@ impl Area {
         // them; of others only what has data counts.
         let data = match &self.file {
             _ if self.kind != Kind::Shared => None,
-            Some(file) if !is_the_kernels_own(file) => {
-                let first = file.offset + (range.start - self.start);
-                let data = file.data(first..first.saturating_add(range.end - range.start)).ok();
-                let here =
-                    |part: Range<u64>| part.start - first + range.start..part.end - first + range.start;
-                data.map(|data| data.into_iter().map(here).collect())
-            }
+            Some(file) if !is_the_kernels_own(file) => self.data(range.clone()).ok(),
             _ => Some(vec![range.clone()]),
         };
         match data.and_then(|data| Some(both(&data, &cached(range.clone()).ok()?))) {

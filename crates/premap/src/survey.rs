@@ -14,7 +14,7 @@
 use std::ops::Range;
 
 use premap_address::{Gpa, GpaRange, Hva};
-use premap_address_space::{Area, Kind, MappedFile, cached};
+use premap_address_space::{Area, Kind, cached};
 
 use crate::engine::Stages;
 use crate::mappings::{Mappings, forbids, host_range};
@@ -82,9 +82,11 @@ impl Survey {
     /// Has a file's data read, and leaves its holes.
     fn read_data(&mut self, piece: Piece, stages: Stages, area: &Area, unseen: Unseen) {
         let Region { range, host, .. } = piece.region;
-        let Some(file) = &area.file else { return self.take(piece) };
+        if area.file.is_none() {
+            return self.take(piece);
+        }
         let here = host_range(host, range.bytes());
-        let data = match (data_behind(file, area.start, here.clone()), unseen) {
+        let data = match (data_behind(area, here.clone()), unseen) {
             (Some(data), _) => data,
             (None, Unseen::Take) => return self.take(piece),
             (None, Unseen::Leave) => return self.lose(&piece, stages, Reason::UnknownFile),
@@ -123,14 +125,13 @@ impl Survey {
     }
 }
 
-/// Where in a range of a file's mapping, which begins at `area`, the file has data, by this process's addresses.
-fn data_behind(file: &MappedFile, area: u64, host: Range<u64>) -> Option<Vec<Range<u64>>> {
-    let first = file.offset + (host.start - area);
-    let here = |data: Range<u64>| data.start - first + host.start..data.end - first + host.start;
-    match file.data(first..first.checked_add(host.end - host.start)?) {
-        Ok(data) => Some(data.into_iter().map(here).collect()),
+/// Where in a range of a file's mapping the file has data.
+fn data_behind(area: &Area, host: Range<u64>) -> Option<Vec<Range<u64>>> {
+    let in_memory = area.file.as_ref().is_some_and(|file| file.in_memory);
+    match area.data(host.clone()) {
+        Ok(data) => Some(data),
         // A file without a name. Of one in memory, what is cached is what there is.
-        Err(_) if file.in_memory => cached(host).ok(),
+        Err(_) if in_memory => cached(host).ok(),
         Err(_) => None,
     }
 }

@@ -69,21 +69,24 @@ impl Drop for Mapped {
     }
 }
 
-/// Runs the host stage, and ends the test where it does not come back: a thread that waits for a handler can't be ended.
+/// Does what may never come back, and ends the test where it does not: a thread that waits for a handler can't be ended.
+fn comes_back<T>(run: impl FnOnce() -> T) -> T {
+    let (back, wait) = channel::<()>();
+    std::thread::spawn(move || {
+        if wait.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("the run has not come back in {LIMIT:?}");
+            std::process::exit(101);
+        }
+    });
+    let value = run();
+    drop(back);
+    value
+}
+
+/// Runs the host stage, and checks that every byte is accounted for.
 fn host_stage(engine: &mut Engine<'_>, plan: &Plan) -> Report {
     let none: &mut [Vcpu<OwnedFd>] = &mut [];
-    let (back, wait) = channel::<()>();
-    let report = std::thread::scope(|scope| {
-        scope.spawn(move || {
-            if wait.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("the run has not come back in {LIMIT:?}");
-                std::process::exit(101);
-            }
-        });
-        let report = engine.run(plan, none).unwrap();
-        drop(back);
-        report
-    });
+    let report = comes_back(|| engine.run(plan, none).unwrap());
     for stage in [&report.host, &report.second] {
         assert_eq!(stage.bytes(), plan.bytes(), "{report:?}");
     }
@@ -175,15 +178,7 @@ fn memory_that_is_registered_behind_a_closed_gate_while_a_run_goes_on_is_left_to
     // Whatever of it is present by now stays so.
     register(&fd, &memory.region(32 * MIB, 32 * MIB, Backing::Anonymous));
     drop(guard);
-    let (back, wait) = channel::<()>();
-    std::thread::spawn(move || {
-        if wait.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("the run has not come back in {LIMIT:?}");
-            std::process::exit(101);
-        }
-    });
-    let report = run.join().unwrap();
-    drop(back);
+    let report = comes_back(|| run.join().unwrap());
     assert!(lost(&report, Reason::Userfault) > 0, "{report:?}");
     assert_eq!(report.host.mapped + lost(&report, Reason::Userfault), 64 * MIB, "{report:?}");
 }
@@ -200,15 +195,7 @@ fn memory_that_is_registered_behind_a_gate_that_was_closed_when_the_run_began_is
     std::thread::sleep(Duration::from_millis(200));
     register(&fd, &memory.region(0, 16 * MIB, Backing::Anonymous));
     drop(guard);
-    let (back, wait) = channel::<()>();
-    std::thread::spawn(move || {
-        if wait.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("the run has not come back in {LIMIT:?}");
-            std::process::exit(101);
-        }
-    });
-    let report = run.join().unwrap();
-    drop(back);
+    let report = comes_back(|| run.join().unwrap());
     assert_eq!(lost(&report, Reason::Userfault), 16 * MIB, "{report:?}");
 }
 

@@ -30,15 +30,10 @@ impl InFile {
         let behind = mappings.behind(host.clone()).filter(|_| region.backing == Backing::Shared)?;
         let [(_, Some(area))] = behind.as_slice() else { return None };
         let file = area.file.clone().filter(|_| area.kind == Kind::Shared)?;
-        let first = file.offset + (host.start - area.start);
-        let there: Vec<_> = match file.data(first..first.checked_add(region.range.bytes())?) {
-            Ok(data) => data.into_iter().map(|data| data.start - first..data.end - first).collect(),
-            // A file without a name is known only by what is mapped of it here.
-            Err(_) => {
-                let present = present(host.clone()).unwrap_or_default().into_iter();
-                present.map(|part| part.start - host.start..part.end - host.start).collect()
-            }
-        };
+        // A file without a name is known only by what is mapped of it here.
+        let there =
+            area.data(host.clone()).or_else(|_| present(host.clone())).unwrap_or_default().into_iter();
+        let there: Vec<_> = there.map(|part| part.start - host.start..part.end - host.start).collect();
         let absent = there.iter().fold(region.range.bytes(), |rest, data| rest - (data.end - data.start));
         Some(Self { file, there, absent })
     }
